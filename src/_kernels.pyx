@@ -1,0 +1,87 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: embedsignature=True, binding=True
+"""fastconv's compiled core: drivers that own threads and memory, over the SIMD kernels of ``micro/``.
+
+Contents
+    this file          types, ISA tables, threads, workspace, the one parallel loop
+    conv_gemm.pxi      convolution by packed implicit GEMM: output, input gradient, weight gradient
+    linear.pxi         matrix products for fully connected layers, on the same micro-kernel
+    pool.pxi           max and average pooling
+    elementwise.pxi    ReLU, sums
+
+Arrays arrive validated, C-contiguous and of one type (``functional.py`` sees to that) as typed memoryviews; a driver turns
+them into a job - a struct of pointers and sizes - and runs its tasks.  Which task computes what depends on the geometry
+alone and every task sums in a fixed order, so results are bitwise equal for any number of threads.
+"""
+from cython.parallel cimport parallel, prange, threadid
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+cdef extern from "micro.h" nogil:
+    ctypedef struct fc_run:
+        int32_t col, len
+        ptrdiff_t n, d, h, w
+
+    ctypedef struct fc_sweep:
+        ptrdiff_t n, channels, rows
+        ptrdiff_t *in_ "in"
+        ptrdiff_t *out
+        ptrdiff_t *step
+        ptrdiff_t in_image, out_image, out_channel
+        ptrdiff_t *out_pixel
+        ptrdiff_t out_base, ntaps
+        const int32_t *taps
+        const ptrdiff_t *weights
+        ptrdiff_t packed
+
+    ctypedef struct fc_pool_row:
+        const void *x
+        ptrdiff_t *in_ "in"
+        ptrdiff_t *start
+        ptrdiff_t *kernel
+        ptrdiff_t *dilation
+        ptrdiff_t step, out
+        ptrdiff_t *pad_after
+        int count_include_pad
+        ptrdiff_t divisor
+
+    ctypedef struct fc_kernels:
+        const char *isa
+        int mr, nr, lanes
+        void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int, const void *) noexcept nogil
+        void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,
+                          const void *, void *, ptrdiff_t, int, int, int) noexcept nogil
+        void (*pack_weights)(const fc_sweep *, const void *, ptrdiff_t, ptrdiff_t, int, void *) noexcept nogil
+        void (*pack_pixels)(const fc_sweep *, const fc_run *, int, const void *, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
+        void (*store_runs)(const fc_sweep *, const fc_run *, int, const void *, int, void *, int) noexcept nogil
+        void (*pack_transposed)(const void *, ptrdiff_t, int, ptrdiff_t, void *, void *) noexcept nogil
+        void (*pack_rows)(const void *, ptrdiff_t, int, ptrdiff_t, void *) noexcept nogil
+        void (*copy_padded)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
+        void (*transpose)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t) noexcept nogil
+        void (*epilogue)(void *, ptrdiff_t, int, int, const void *, const void *, int, double) noexcept nogil
+        void (*add)(ptrdiff_t, const void *, void *) noexcept nogil
+        void (*sum)(ptrdiff_t, const void *, void *) noexcept nogil
+        void (*relu)(ptrdiff_t, const void *, void *, int) noexcept nogil
+        void (*relu_backward)(ptrdiff_t, const void *, const void *, void *, int) noexcept nogil
+        void (*max_pool_row)(const fc_pool_row *, void *, int64_t *) noexcept nogil
+        void (*max_pool_scatter)(ptrdiff_t, const void *, const int64_t *, void *) noexcept nogil
+        void (*avg_pool_row)(const fc_pool_row *, void *) noexcept nogil
+        void (*avg_pool_spread)(const fc_pool_row *, const void *, void *) noexcept nogil
+        double (*fma_peak)(ptrdiff_t, void *) noexcept nogil
+
+    const int FC_MAX_RUNS, FC_ISAS
+    const fc_kernels *const *fc_tables(int isa)
+
+ctypedef const fc_kernels *kernels_t
+
+ctypedef fused real:
+    float
+    double
+
+include "runtime.pxi"
+include "conv_gemm.pxi"
+include "linear.pxi"
+include "pool.pxi"
+include "elementwise.pxi"

@@ -1,0 +1,564 @@
+"""Convolution as a packed implicit GEMM: output, input gradient, weight gradient.
+
+    output           Y[oc, (n, p)]  = sum_{t, ic} W[oc, ic, t]  * X[ic, (n, p * stride + t * dilation - pad)]
+    input gradient   dX[ic, (n, q)] = sum_{t, oc} W[oc, ic, t]  * dY[oc, (n, (q + pad - t * dilation) / stride)]
+    weight gradient  dW[oc, ic, t]  = sum_{n, p}  dY[oc, (n, p)] * X[ic, (n, p * stride + t * dilation - pad)]
+
+The first two are the same code, a *sweep* (micro.h): the input gradient is one sweep of step 1 for each residue of q modulo
+the stride, over the taps that hit it, so nothing is multiplied by the zeros of an upsampled dY.  A task of a sweep owns a
+block of pixels and a block of rows:
+
+    for each slice of K = (tap, channel), kc long:
+        pack the slice's pixels                         B[panel][kc][nr], half of the L2 cache
+        for each row panel, for each pixel panel:       A[kc][mr] stays in L1, B streams from L2
+            C[mr][nr] += A * B                          the micro-kernel
+
+The weight gradient reduces over pixels.  Rows are (ic, t), lanes are oc, so that the transpose of dY serves every tap and X
+is read in place from rows that were padded once.  A task owns a block of dW and a fixed share of the pixels; shares are
+added pairwise.
+"""
+
+cdef extern from *:
+    """
+    /* Cython cannot declare array members of an extern struct as lvalues; these keep the drivers readable. */
+    static void fc_set3(ptrdiff_t *to, ptrdiff_t d, ptrdiff_t h, ptrdiff_t w) { to[0] = d, to[1] = h, to[2] = w; }
+    """
+    void fc_set3(ptrdiff_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
+
+
+cdef struct Blocking:
+    ptrdiff_t kc, panels, rows  # length of a K slice, pixel panels a block, rows a block
+
+
+cdef class ConvPlan:
+    """Geometry and blocking of a convolution, for one ISA and type.  Immutable; built by ``algorithms.conv_plan``."""
+
+    cdef kernels_t k
+    cdef size_t es
+    cdef readonly double flops
+    cdef readonly object blocking
+    cdef ptrdiff_t n, groups, ic, oc, taps  # channels of a group
+    cdef ptrdiff_t[3] in_, out, kernel, stride, dilation, pad
+    cdef int32_t *tap_offsets
+    cdef ptrdiff_t *tap_weights
+    cdef fc_sweep output
+    cdef fc_sweep *gradient
+    cdef int gradients
+    cdef Blocking output_blocking, gradient_blocking
+    cdef ptrdiff_t wg_rows, wg_cols, wg_pixels, wg_shares  # weight gradient: ic a block, oc a block, pixels, shares
+
+    def __cinit__(self, str type, int isa, ptrdiff_t n, ptrdiff_t ic, ptrdiff_t oc, ptrdiff_t groups, in_size, out_size,
+                  kernel, stride, dilation, pad, output_blocking, gradient_blocking, weight_blocking):
+        cdef int i
+        cdef ptrdiff_t volume
+        self.k = fc_tables(isa)[type == "d"]
+        self.es = 8 if type == "d" else 4
+        self.n, self.groups, self.ic, self.oc = n, groups, ic // groups, oc // groups
+        for i in range(3):
+            self.in_[i], self.out[i], self.kernel[i] = in_size[i], out_size[i], kernel[i]
+            self.stride[i], self.dilation[i], self.pad[i] = stride[i], dilation[i], pad[i]
+        self.taps = self.kernel[0] * self.kernel[1] * self.kernel[2]
+        volume = n * self.out[0] * self.out[1] * self.out[2]
+        self.flops = 2.0 * volume * oc * self.ic * self.taps
+        self.output_blocking.kc, self.output_blocking.panels, self.output_blocking.rows = output_blocking
+        self.gradient_blocking.kc, self.gradient_blocking.panels, self.gradient_blocking.rows = gradient_blocking
+        self.wg_rows, self.wg_cols, self.wg_pixels, self.wg_shares = weight_blocking
+        self.blocking = (output_blocking, gradient_blocking, weight_blocking)
+        self.gradients = <int>(self.stride[0] * self.stride[1] * self.stride[2])
+        self.tap_offsets = <int32_t *>malloc(2 * 3 * self.taps * sizeof(int32_t))
+        self.tap_weights = <ptrdiff_t *>malloc(2 * self.taps * sizeof(ptrdiff_t))
+        self.gradient = <fc_sweep *>calloc(self.gradients, sizeof(fc_sweep))
+        if self.tap_offsets == NULL or self.tap_weights == NULL or self.gradient == NULL:
+            raise MemoryError("fastconv: no memory for a plan")
+        self.plan_output()
+        self.plan_gradient()
+
+    def __dealloc__(self):
+        free(self.tap_offsets)
+        free(self.tap_weights)
+        free(self.gradient)
+
+    cdef void plan_output(self):
+        cdef fc_sweep *s = &self.output
+        cdef ptrdiff_t d, h, w, t = 0
+        s.n, s.channels, s.rows = self.n, self.ic, self.oc
+        s.in_image = self.groups * self.ic * self.in_[0] * self.in_[1] * self.in_[2]
+        s.out_channel = self.out[0] * self.out[1] * self.out[2]
+        s.out_image = self.groups * self.oc * s.out_channel
+        fc_set3(s.in_, self.in_[0], self.in_[1], self.in_[2])
+        fc_set3(s.out, self.out[0], self.out[1], self.out[2])
+        fc_set3(s.step, self.stride[0], self.stride[1], self.stride[2])
+        fc_set3(s.out_pixel, self.out[1] * self.out[2], self.out[2], 1)
+        s.ntaps, s.taps, s.weights = self.taps, self.tap_offsets, self.tap_weights
+        for d in range(self.kernel[0]):
+            for h in range(self.kernel[1]):
+                for w in range(self.kernel[2]):
+                    self.tap_offsets[3 * t] = <int32_t>(d * self.dilation[0] - self.pad[0])
+                    self.tap_offsets[3 * t + 1] = <int32_t>(h * self.dilation[1] - self.pad[1])
+                    self.tap_offsets[3 * t + 2] = <int32_t>(w * self.dilation[2] - self.pad[2])
+                    self.tap_weights[t] = t
+                    t += 1
+
+    cdef void plan_gradient(self):
+        """One sweep for each residue (r0, r1, r2) of the input index modulo the stride; every tap serves exactly one."""
+        cdef fc_sweep *s
+        cdef ptrdiff_t r0, r1, r2, d, h, w, t = self.taps, packed = 0
+        cdef ptrdiff_t plane = self.in_[0] * self.in_[1] * self.in_[2]
+        cdef int i = 0
+        for r0 in range(self.stride[0]):
+            for r1 in range(self.stride[1]):
+                for r2 in range(self.stride[2]):
+                    s = &self.gradient[i]
+                    i += 1
+                    s.n, s.channels, s.rows = self.n, self.oc, self.ic
+                    s.in_image = self.output.out_image
+                    s.out_channel, s.out_image = plane, self.output.in_image
+                    fc_set3(s.in_, self.out[0], self.out[1], self.out[2])
+                    fc_set3(s.out, ceil_div(max(self.in_[0] - r0, 0), self.stride[0]),
+                            ceil_div(max(self.in_[1] - r1, 0), self.stride[1]),
+                            ceil_div(max(self.in_[2] - r2, 0), self.stride[2]))
+                    fc_set3(s.step, 1, 1, 1)
+                    fc_set3(s.out_pixel, self.stride[0] * self.in_[1] * self.in_[2], self.stride[1] * self.in_[2],
+                            self.stride[2])
+                    s.out_base = (r0 * self.in_[1] + r1) * self.in_[2] + r2
+                    s.taps, s.weights, s.packed = self.tap_offsets + 3 * t, self.tap_weights + t, packed
+                    for d in range(self.kernel[0]):
+                        if (r0 + self.pad[0] - d * self.dilation[0]) % self.stride[0]:
+                            continue
+                        for h in range(self.kernel[1]):
+                            if (r1 + self.pad[1] - h * self.dilation[1]) % self.stride[1]:
+                                continue
+                            for w in range(self.kernel[2]):
+                                if (r2 + self.pad[2] - w * self.dilation[2]) % self.stride[2]:
+                                    continue
+                                self.tap_offsets[3 * t] = <int32_t>((r0 + self.pad[0] - d * self.dilation[0]) // self.stride[0])
+                                self.tap_offsets[3 * t + 1] = <int32_t>((r1 + self.pad[1] - h * self.dilation[1]) // self.stride[1])
+                                self.tap_offsets[3 * t + 2] = <int32_t>((r2 + self.pad[2] - w * self.dilation[2]) // self.stride[2])
+                                self.tap_weights[t] = (d * self.kernel[1] + h) * self.kernel[2] + w
+                                t += 1
+                                s.ntaps += 1
+                    packed += self.groups * packed_size(self.k, s)
+
+
+cdef inline ptrdiff_t packed_size(kernels_t k, const fc_sweep *s) noexcept nogil:
+    """Elements of one group's packed weights."""
+    return ceil_div(s.rows, k.mr) * k.mr * s.ntaps * s.channels
+
+
+# ---- sweeps: output and input gradient ----
+
+cdef struct SweepJob:
+    kernels_t k
+    size_t es
+    const fc_sweep *sweep
+    int sweeps
+    ptrdiff_t groups
+    Blocking blocking
+    const char *x
+    const char *weight
+    ptrdiff_t group_stride, row_stride, channel_stride  # of the weights, in elements
+    const char *bias
+    const char *residual
+    char *out
+    int activation
+    double slope
+    char *packed
+    size_t b_size, runs_size  # parts of a thread's scratch, in bytes
+
+
+cdef inline ptrdiff_t sweep_pixels(const fc_sweep *s) noexcept nogil:
+    return s.n * s.out[0] * s.out[1] * s.out[2]
+
+
+cdef inline ptrdiff_t sweep_tasks(const SweepJob *j, const fc_sweep *s) noexcept nogil:
+    return j.groups * ceil_div(sweep_pixels(s), j.blocking.panels * j.k.nr) * ceil_div(s.rows, j.blocking.rows)
+
+
+cdef void pack_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: one row panel of one group of one sweep."""
+    cdef SweepJob *j = <SweepJob *>job_
+    cdef const fc_sweep *s = j.sweep
+    cdef ptrdiff_t panels = ceil_div(s.rows, j.k.mr), g, i
+    while task >= j.groups * panels:  # every sweep has the same rows
+        task -= j.groups * panels
+        s += 1
+    g, i = task // panels, task % panels * j.k.mr
+    j.k.pack_weights(s, j.weight + (g * j.group_stride + i * j.row_stride) * j.es, j.row_stride, j.channel_stride,
+                     <int>min(<ptrdiff_t>j.k.mr, s.rows - i),
+                     j.packed + (s.packed + g * packed_size(j.k, s) + i * s.ntaps * s.channels) * j.es)
+
+
+cdef int find_runs(const fc_sweep *s, ptrdiff_t pixel, ptrdiff_t count, fc_run *run) noexcept nogil:
+    """Split `count` pixels, flattened over (n, d, h, w), into runs that stay in one output row."""
+    cdef ptrdiff_t w = pixel % s.out[2], rest = pixel // s.out[2], length, col = 0
+    cdef ptrdiff_t h = rest % s.out[1], d = rest // s.out[1] % s.out[0], n = rest // s.out[1] // s.out[0]
+    cdef int i = 0
+    while col < count:
+        length = min(s.out[2] - w, count - col)
+        run[i].col, run[i].len = <int32_t>col, <int32_t>length
+        run[i].n, run[i].d, run[i].h, run[i].w = n, d, h, w
+        i += 1
+        col += length
+        w = 0
+        h += 1
+        if h == s.out[1]:
+            h = 0
+            d += 1
+            if d == s.out[0]:
+                d = 0
+                n += 1
+    return i
+
+
+cdef int merge_runs(const fc_sweep *s, const fc_run *run, int nruns, fc_run *merged) noexcept nogil:
+    """Runs that lie side by side in the output: all of an image where the output grid has no holes."""
+    cdef int i, m = -1
+    cdef bint dense = s.out_pixel[2] == 1 and s.out_pixel[1] == s.out[2] and s.out_pixel[0] == s.out[1] * s.out[2]
+    for i in range(nruns):
+        if dense and m >= 0 and run[i].n == merged[m].n:
+            merged[m].len += run[i].len
+        else:
+            m += 1
+            merged[m] = run[i]
+    return m + 1
+
+
+cdef inline ptrdiff_t output_offset(const fc_sweep *s, const fc_run *r) noexcept nogil:
+    return (s.out_base + r.n * s.out_image + r.d * s.out_pixel[0] + r.h * s.out_pixel[1] + r.w * s.out_pixel[2])
+
+
+cdef struct PanelRuns:
+    int count, merged_count
+    ptrdiff_t cols
+    fc_run[64] run
+    fc_run[64] merged
+
+
+cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: a block of pixels x a block of rows of one group of one sweep."""
+    cdef SweepJob *j = <SweepJob *>job_
+    cdef kernels_t k = j.k
+    cdef size_t es = j.es
+    cdef const fc_sweep *s = j.sweep
+    cdef ptrdiff_t mr = k.mr, nr = k.nr
+    while task >= sweep_tasks(j, s):
+        task -= sweep_tasks(j, s)
+        s += 1
+    cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), pixels = sweep_pixels(s)
+    cdef ptrdiff_t blocks = ceil_div(pixels, j.blocking.panels * nr)
+    cdef ptrdiff_t row0 = task % row_blocks * j.blocking.rows, row1 = min(row0 + j.blocking.rows, s.rows)
+    cdef ptrdiff_t pixel0 = task // row_blocks % blocks * j.blocking.panels * nr
+    cdef ptrdiff_t g = task // row_blocks // blocks
+    cdef ptrdiff_t panels = ceil_div(min(j.blocking.panels * nr, pixels - pixel0), nr)
+
+    cdef const char *x = j.x + g * s.channels * s.in_[0] * s.in_[1] * s.in_[2] * es
+    cdef char *out = j.out + g * s.rows * s.out_channel * es
+    cdef const char *residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
+    cdef const char *bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
+    cdef ptrdiff_t depth = s.ntaps * s.channels, slices = max(<ptrdiff_t>1, ceil_div(depth, j.blocking.kc))
+    cdef const char *a = j.packed + (s.packed + g * packed_size(k, s)) * es
+    cdef char *b = scratch
+    cdef PanelRuns *panel = <PanelRuns *>(scratch + j.b_size)
+    cdef char *tile = scratch + j.b_size + j.runs_size
+    cdef ptrdiff_t p, i, k0, k1, kc, at, slice_
+    cdef int rows, r
+    cdef bint first, last
+    cdef const char *ai
+    cdef PanelRuns *q
+    cdef fc_run *m
+
+    for p in range(panels):
+        q = panel + p
+        q.cols = min(nr, pixels - pixel0 - p * nr)
+        q.count = find_runs(s, pixel0 + p * nr, q.cols, q.run)
+        q.merged_count = merge_runs(s, q.run, q.count, q.merged)
+
+    for slice_ in range(slices):
+        k0 = depth * slice_ // slices
+        k1 = depth * (slice_ + 1) // slices
+        kc = k1 - k0
+        first, last = slice_ == 0, slice_ == slices - 1
+        for p in range(panels):
+            k.pack_pixels(s, panel[p].run, panel[p].count, x, k0, k1, b + p * kc * nr * es)
+        for i from row0 <= i < row1 by mr:
+            rows = <int>min(mr, row1 - i)
+            ai = a + (i * depth + k0 * mr) * es
+            for p in range(panels):
+                q = panel + p
+                at = i * s.out_channel
+                if q.merged_count == 1 and s.out_pixel[2] == 1:
+                    at += output_offset(s, q.merged)
+                    k.gemm(kc, ai, b + p * kc * nr * es, out + at * es, s.out_channel, rows, <int>q.cols, not first,
+                           NULL if bias == NULL or not first else bias + i * es)
+                else:
+                    k.gemm(kc, ai, b + p * kc * nr * es, tile, nr, rows, <int>q.cols, 0,
+                           NULL if bias == NULL or not first else bias + i * es)
+                    k.store_runs(s, q.merged, q.merged_count, tile, rows, out + at * es, not first)
+                if last and (j.activation or residual != NULL):
+                    for r in range(q.merged_count):
+                        m = q.merged + r
+                        at = i * s.out_channel + output_offset(s, m)
+                        k.epilogue(out + at * es, s.out_channel, rows, m.len, NULL,
+                                   NULL if residual == NULL else residual + at * es, j.activation, j.slope)
+
+
+cdef int run_sweeps(SweepJob *j, double flops) except -1:
+    cdef ptrdiff_t depth = 0, tasks = 0, packs = 0
+    cdef size_t packed = 0, scratch
+    cdef int i, threads = threads_for(flops)
+    for i in range(j.sweeps):
+        depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
+        tasks += sweep_tasks(j, &j.sweep[i])
+        packed += j.groups * packed_size(j.k, &j.sweep[i])
+        packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
+    packed = aligned(packed * j.es)
+    j.b_size = aligned((min(j.blocking.kc, depth) * j.blocking.panels + 2) * j.k.nr * j.es)  # + slack for the last store
+    j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
+    scratch = j.b_size + j.runs_size + aligned(j.k.mr * j.k.nr * j.es)
+    cdef Arena arena = lease(packed + threads * scratch)
+    j.packed = <char *>arena.memory
+    with nogil:
+        run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
+        run_tasks(sweep_task, j, tasks, threads, j.packed + packed, scratch)
+    release(arena)
+    return 0
+
+
+cdef int conv_gemm_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight,
+                          const real[::1] bias, const real[:, :, :, ::1] residual, real[:, :, :, ::1] out,
+                          int activation, double slope) except -1:
+    cdef SweepJob job
+    job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.output_blocking
+    job.sweep, job.sweeps = &plan.output, 1
+    job.x, job.weight, job.out = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0, 0]
+    job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.ic * plan.taps, plan.taps
+    job.bias = NULL if bias is None else <const char *>&bias[0]
+    job.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
+    job.activation, job.slope = activation, slope
+    return run_sweeps(&job, plan.flops)
+
+
+cdef int conv_gemm_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output,
+                                  const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_input) except -1:
+    cdef SweepJob job
+    job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.gradient_blocking
+    job.sweep, job.sweeps = plan.gradient, plan.gradients
+    job.x, job.weight = <const char *>&grad_output[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
+    job.out = <char *>&grad_input[0, 0, 0, 0]
+    job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.taps, plan.ic * plan.taps
+    job.bias, job.residual = NULL, NULL
+    job.activation, job.slope = 0, 0
+    return run_sweeps(&job, plan.flops)
+
+
+def conv_output(ConvPlan plan not None, x, weight, bias, residual, out, int activation=0, double slope=0):
+    """out = activation(conv(x, weight) + bias + residual)."""
+    if plan.es == 4:
+        conv_gemm_output[float](plan, x, weight, bias, residual, out, activation, slope)
+    else:
+        conv_gemm_output[double](plan, x, weight, bias, residual, out, activation, slope)
+
+
+def conv_input_gradient(ConvPlan plan not None, grad_output, weight, grad_input):
+    """grad_input = d<grad_output, conv(x, weight)> / dx."""
+    if plan.es == 4:
+        conv_gemm_input_gradient[float](plan, grad_output, weight, grad_input)
+    else:
+        conv_gemm_input_gradient[double](plan, grad_output, weight, grad_input)
+
+
+# ---- weight gradient ----
+#
+# Pixels are dealt out in units: stretches of one output row, `length` long (all of the row unless it is longer than a block).
+# Units that lie below one another in one image form a section; a section's input rows are copied once, padded:
+#
+#     X'[kd][ic][section rows][pitch]          tap (kh, kw) of unit u starts at (row(u) + kh * dilation) * pitch + kw * dilation
+#     dY'[oc panel][pixel][nr]                 transposed, in the order of the units
+
+cdef struct WeightGradientJob:
+    kernels_t k
+    size_t es
+    ptrdiff_t n, groups, ic, oc, taps  # channels of a group
+    ptrdiff_t[3] in_, out, kernel, stride, dilation, pad
+    ptrdiff_t ic_block, oc_block, shares
+    ptrdiff_t length, chunks, units, block_units  # a unit, units a row, units in all, units a block at most
+    ptrdiff_t pitch, plane  # of X'
+    ptrdiff_t ldc  # row of dW'[share][group][ic, tap][oc]
+    const char *x
+    const char *grad_output
+    char *grad_weight
+    char *grad_bias
+    char *partial  # dW'
+    char *partial_bias  # [share][oc]
+    size_t b_size, x_size, offsets_size  # parts of a thread's scratch, in bytes
+
+
+cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff_t ic0, ptrdiff_t ics, ptrdiff_t oc0, ptrdiff_t ocs,
+                                ptrdiff_t unit, ptrdiff_t units, ptrdiff_t length, bint accumulate, char *partial,
+                                char *sums, char *scratch) noexcept nogil:
+    """dW'[ic0 : ic0 + ics][oc0 : oc0 + ocs] (+)= the contribution of `units` units from `unit` on, each `length` long."""
+    cdef kernels_t k = j.k
+    cdef size_t es = j.es
+    cdef ptrdiff_t nr = k.nr, oplane = j.out[0] * j.out[1] * j.out[2], iplane = j.in_[0] * j.in_[1] * j.in_[2]
+    cdef char *b = scratch
+    cdef char *xp = scratch + j.b_size
+    cdef ptrdiff_t *row = <ptrdiff_t *>(scratch + j.b_size + j.x_size)
+    cdef ptrdiff_t *run = row + ics * j.taps
+    cdef ptrdiff_t pixels = units * length, xrow = 0, px = 0, u = 0, v, n, d, h, w, c, i, kd, kh, kw, id_, ih, rows, cols, panel
+    cdef const char *src
+    cdef char *dst
+
+    while u < units:  # a section at a time
+        h = (unit + u) % j.out[1]
+        w = (unit + u) // j.out[1] % j.chunks * j.length
+        d = (unit + u) // j.out[1] // j.chunks % j.out[0]
+        n = (unit + u) // j.out[1] // j.chunks // j.out[0]
+        v = min(j.out[1] - h, units - u)
+        for panel from 0 <= panel < ocs by nr:
+            cols = min(nr, ocs - panel)
+            src = j.grad_output + (((n * j.groups + g) * j.oc + oc0 + panel) * oplane + (d * j.out[1] + h) * j.out[2] + w) * es
+            dst = b + (panel * pixels + px * nr) * es
+            if j.chunks == 1:  # the section's rows are one stretch of dY
+                k.pack_transposed(src, oplane, <int>cols, v * length, dst, NULL if sums == NULL else sums + panel * es)
+            else:
+                for i in range(v):
+                    k.pack_transposed(src + i * j.out[2] * es, oplane, <int>cols, length, dst + i * length * nr * es,
+                                      NULL if sums == NULL else sums + panel * es)
+        rows = (v - 1) * j.stride[1] + (j.kernel[1] - 1) * j.dilation[1] + 1
+        for kd in range(j.kernel[0]):
+            id_ = d * j.stride[0] - j.pad[0] + kd * j.dilation[0]
+            for c in range(ics):
+                src = j.x + (((n * j.groups + g) * j.ic + ic0 + c) * iplane + id_ * j.in_[1] * j.in_[2]) * es
+                dst = xp + ((kd * ics + c) * j.plane + xrow * j.pitch) * es
+                for i in range(rows):
+                    ih = h * j.stride[1] - j.pad[1] + i
+                    if 0 <= id_ < j.in_[0] and 0 <= ih < j.in_[1]:
+                        k.copy_padded(src + ih * j.in_[2] * es, j.in_[2], j.pad[2] - w * j.stride[2], j.pitch,
+                                      dst + i * j.pitch * es)
+                    else:
+                        memset(dst + i * j.pitch * es, 0, j.pitch * es)
+        for i in range(v):
+            run[u + i] = (xrow + i * j.stride[1]) * j.pitch
+        xrow += rows
+        px += v * length
+        u += v
+
+    i = 0
+    for c in range(ics):
+        for kd in range(j.kernel[0]):
+            for kh in range(j.kernel[1]):
+                for kw in range(j.kernel[2]):
+                    row[i] = (kd * ics + c) * j.plane + kh * j.dilation[1] * j.pitch + kw * j.dilation[2]
+                    i += 1
+    for i from 0 <= i < ics * j.taps by k.mr:
+        for panel from 0 <= panel < ocs by nr:
+            k.gemm_rows(units, run, length, xp, row + i, j.stride[2], b + panel * pixels * es,
+                        partial + ((ic0 * j.taps + i) * j.ldc + oc0 + panel) * es, j.ldc,
+                        <int>min(<ptrdiff_t>k.mr, ics * j.taps - i), <int>min(nr, ocs - panel), accumulate)
+
+
+cdef void weight_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: a block of input channels x a block of output channels of a group, over one share of the pixels."""
+    cdef WeightGradientJob *j = <WeightGradientJob *>job_
+    cdef ptrdiff_t ic_blocks = ceil_div(j.ic, j.ic_block), oc_blocks = ceil_div(j.oc, j.oc_block)
+    cdef ptrdiff_t ic0 = task % ic_blocks * j.ic_block, oc0 = task // ic_blocks % oc_blocks * j.oc_block
+    cdef ptrdiff_t rest = task // ic_blocks // oc_blocks
+    cdef ptrdiff_t g = rest % j.groups, share = rest // j.groups
+    cdef ptrdiff_t unit = j.units * share // j.shares, end = j.units * (share + 1) // j.shares
+    cdef ptrdiff_t ics = min(j.ic_block, j.ic - ic0), ocs = min(j.oc_block, j.oc - oc0), length, stop
+    cdef char *partial = j.partial + (share * j.groups + g) * j.ic * j.taps * j.ldc * j.es
+    cdef char *sums = NULL
+    cdef bint accumulate = False
+    if j.grad_bias != NULL and ic0 == 0:
+        sums = j.partial_bias + ((share * j.groups + g) * j.oc + oc0) * j.es
+        memset(sums, 0, ocs * j.es)
+    while unit < end:
+        length, stop = j.length, min(unit + j.block_units, end)
+        if j.chunks > 1:  # one chunk of one image: its units have one length
+            stop = min(stop, (unit // j.out[1] + 1) * j.out[1])
+            length = min(length, j.out[2] - unit // j.out[1] % j.chunks * j.length)
+        weight_gradient_block(j, g, ic0, ics, oc0, ocs, unit, stop - unit, length, accumulate, partial, sums, scratch)
+        accumulate = True
+        unit = stop
+
+
+cdef enum:
+    REDUCE_ROWS = 64
+
+
+cdef void pairwise(kernels_t k, size_t es, char *first, ptrdiff_t stride, ptrdiff_t shares, ptrdiff_t n) noexcept nogil:
+    """first[0] = the sum of `shares` vectors, as a binary tree."""
+    cdef ptrdiff_t step = 1, i
+    while step < shares:
+        for i from 0 <= i < shares - step by 2 * step:
+            k.add(n, first + (i + step) * stride * es, first + i * stride * es)
+        step *= 2
+
+
+cdef void weight_reduction_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: REDUCE_ROWS rows (ic, tap) of dW', summed over the shares and transposed into dW[oc][ic, tap]."""
+    cdef WeightGradientJob *j = <WeightGradientJob *>job_
+    cdef ptrdiff_t depth = j.ic * j.taps, blocks = ceil_div(depth, REDUCE_ROWS)
+    cdef ptrdiff_t g = task // blocks, k0 = task % blocks * REDUCE_ROWS, rows = min(<ptrdiff_t>REDUCE_ROWS, depth - k0)
+    cdef char *partial = j.partial + (g * depth + k0) * j.ldc * j.es
+    pairwise(j.k, j.es, partial, j.groups * depth * j.ldc, j.shares, rows * j.ldc)
+    j.k.transpose(partial, j.ldc, rows, j.oc, j.grad_weight + (g * j.oc * depth + k0) * j.es, depth)
+
+
+cdef int conv_gemm_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
+                                   real[:, :, :, ::1] grad_weight, real[::1] grad_bias) except -1:
+    cdef WeightGradientJob j
+    cdef int i, threads = threads_for(plan.flops)
+    cdef ptrdiff_t oc = plan.groups * plan.oc, depth = plan.ic * plan.taps, rows, tasks
+    j.k, j.es = plan.k, plan.es
+    j.n, j.groups, j.ic, j.oc, j.taps = plan.n, plan.groups, plan.ic, plan.oc, plan.taps
+    for i in range(3):
+        j.in_[i], j.out[i], j.kernel[i] = plan.in_[i], plan.out[i], plan.kernel[i]
+        j.stride[i], j.dilation[i], j.pad[i] = plan.stride[i], plan.dilation[i], plan.pad[i]
+    j.grad_weight = <char *>&grad_weight[0, 0, 0, 0]
+    j.grad_bias = NULL if grad_bias is None else <char *>&grad_bias[0]
+    if plan.n * j.out[0] * j.out[1] * j.out[2] == 0:
+        memset(j.grad_weight, 0, oc * depth * j.es)
+        if j.grad_bias != NULL:
+            memset(j.grad_bias, 0, oc * j.es)
+        return 0
+    j.grad_output, j.x = <const char *>&grad_output[0, 0, 0, 0], <const char *>&x[0, 0, 0, 0]
+    j.ic_block, j.oc_block = plan.wg_rows, plan.wg_cols
+    j.chunks = ceil_div(j.out[2], plan.wg_pixels)
+    j.length = ceil_div(j.out[2], j.chunks)
+    j.chunks = ceil_div(j.out[2], j.length)
+    j.units = plan.n * j.out[0] * j.chunks * j.out[1]
+    j.block_units = max(<ptrdiff_t>1, plan.wg_pixels // j.length)
+    j.shares = min(plan.wg_shares, j.units)
+    j.pitch = (j.length - 1) * j.stride[2] + (j.kernel[2] - 1) * j.dilation[2] + 1
+    # a section of v units has (v - 1) * stride + span rows; a block has at most 2 + units / rows sections
+    rows = (j.kernel[1] - 1) * j.dilation[1] + 1
+    rows = j.block_units * j.stride[1] + (2 + j.block_units // j.out[1]) * max(rows - j.stride[1], <ptrdiff_t>0)
+    j.plane = (rows * j.pitch + 15) // 16 * 16 + 16  # no power of two
+    j.ldc = ceil_div(j.oc, j.k.lanes) * j.k.lanes
+    j.b_size = aligned(ceil_div(min(j.oc_block, j.oc), j.k.nr) * j.k.nr * j.block_units * j.length * j.es)
+    j.x_size = aligned((min(j.ic_block, j.ic) * j.kernel[0] * j.plane + 64) * j.es)
+    j.offsets_size = aligned((min(j.ic_block, j.ic) * j.taps + j.block_units) * sizeof(ptrdiff_t))
+    tasks = ceil_div(j.ic, j.ic_block) * ceil_div(j.oc, j.oc_block) * j.groups * j.shares
+
+    cdef size_t partial = aligned(j.shares * j.groups * depth * j.ldc * j.es), bias = aligned(j.shares * oc * j.es)
+    cdef size_t scratch = j.b_size + j.x_size + j.offsets_size
+    cdef Arena arena = lease(partial + bias + threads * scratch)
+    j.partial = <char *>arena.memory
+    j.partial_bias = j.partial + partial
+    with nogil:
+        run_tasks(weight_gradient_task, &j, tasks, threads, j.partial + partial + bias, scratch)
+        run_tasks(weight_reduction_task, &j, j.groups * ceil_div(depth, REDUCE_ROWS), threads, NULL, 0)
+        if j.grad_bias != NULL:
+            pairwise(j.k, j.es, j.partial_bias, oc, j.shares, oc)
+            memcpy(j.grad_bias, j.partial_bias, oc * j.es)
+    release(arena)
+    return 0
+
+
+def conv_weight_gradient(ConvPlan plan not None, grad_output, x, grad_weight, grad_bias):
+    """grad_weight = d<grad_output, conv(x, weight)> / dweight; grad_bias (or None) = sum of grad_output."""
+    if plan.es == 4:
+        conv_gemm_weight_gradient[float](plan, grad_output, x, grad_weight, grad_bias)
+    else:
+        conv_gemm_weight_gradient[double](plan, grad_output, x, grad_weight, grad_bias)

@@ -1,0 +1,41 @@
+/* One type's kernels and their table.  Included by isa.h with FC_TYPE = f32 or f64. */
+
+#define FC_KERNEL_(op, type, mr, nr, isa) fc_##type##_##op##_##mr##x##nr##__##isa
+#define FC_KERNEL__(op, type, mr, nr, isa) FC_KERNEL_(op, type, mr, nr, isa)
+#define FC_KERNEL(op) FC_KERNEL__(op, FC_TYPE, FC_MR, FC_NR, FC_ISA)
+
+#include "vec.h"
+
+#include "gemm.h"
+
+#include "pack.h"
+
+#include "elementwise.h"
+
+#include "pool.h"
+
+static const fc_kernels FC_LOCAL(table) = {
+    .isa = FC_STRING(FC_ISA),
+    .mr = FC_MR,
+    .nr = FC_NR,
+    .lanes = FC_LANES,
+    .gemm = FC_KERNEL(gemm),
+    .gemm_rows = FC_KERNEL(gemm_rows),
+    .pack_weights = FC_KERNEL(pack_weights),
+    .pack_pixels = FC_KERNEL(pack_pixels),
+    .store_runs = FC_KERNEL(store_runs),
+    .pack_transposed = FC_KERNEL(pack_transposed),
+    .pack_rows = FC_KERNEL(pack_rows),
+    .copy_padded = FC_KERNEL(copy_padded),
+    .transpose = FC_KERNEL(transpose),
+    .epilogue = FC_KERNEL(epilogue),
+    .add = FC_KERNEL(add),
+    .sum = FC_KERNEL(sum),
+    .relu = FC_KERNEL(relu),
+    .relu_backward = FC_KERNEL(relu_backward),
+    .max_pool_row = FC_KERNEL(max_pool_row),
+    .avg_pool_row = FC_KERNEL(avg_pool_row),
+    .max_pool_scatter = FC_KERNEL(max_pool_scatter),
+    .avg_pool_spread = FC_KERNEL(avg_pool_spread),
+    .fma_peak = FC_KERNEL(fma_peak),
+};

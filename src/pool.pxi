@@ -1,0 +1,191 @@
+"""Max and average pooling over planes (d, h, w), forward and backward.
+
+Forward tasks are stretches of output rows, backward tasks are whole planes: overlapping windows of a plane add into one
+another, planes never do, so there are no atomics and the order of every sum is fixed.
+"""
+
+cdef enum:
+    POOL_OUTPUTS = 4096  # outputs a forward task
+
+
+cdef class PoolPlan:
+    """Geometry of a pool."""
+
+    cdef ptrdiff_t planes, rows
+    cdef ptrdiff_t[3] in_, out, kernel, stride, dilation, pad, pad_after
+    cdef int count_include_pad
+    cdef ptrdiff_t divisor
+
+    def __cinit__(self, ptrdiff_t planes, in_size, out_size, kernel, stride, dilation, pad_before,
+                  int count_include_pad=1, ptrdiff_t divisor=0, pad_after=(0, 0, 0)):
+        cdef int i
+        self.planes = planes
+        for i in range(3):
+            self.in_[i], self.out[i], self.kernel[i] = in_size[i], out_size[i], kernel[i]
+            self.stride[i], self.dilation[i] = stride[i], dilation[i]
+            self.pad[i], self.pad_after[i] = pad_before[i], pad_after[i]
+        self.rows = self.out[0] * self.out[1]
+        self.count_include_pad = count_include_pad
+        self.divisor = divisor
+
+    cdef double work(self):
+        return 1.0 * self.planes * self.rows * self.out[2] * self.kernel[0] * self.kernel[1] * self.kernel[2]
+
+
+cdef struct PoolJob:
+    kernels_t k
+    size_t es
+    fc_pool_row row  # what all rows share
+    ptrdiff_t[3] stride, pad
+    ptrdiff_t planes, in_plane, out_h, out_w, rows, task_rows  # rows a plane, rows a task
+    bint maximum
+    const char *x
+    char *y
+    int64_t *index
+    ptrdiff_t *bad  # indices outside their windows, one count a plane
+
+
+cdef void pool_job(PoolPlan plan, PoolJob *j):
+    cdef fc_pool_row *row = &j.row
+    fc_set3(row.in_, plan.in_[0], plan.in_[1], plan.in_[2])
+    fc_set3(row.kernel, plan.kernel[0], plan.kernel[1], plan.kernel[2])
+    fc_set3(row.dilation, plan.dilation[0], plan.dilation[1], plan.dilation[2])
+    fc_set3(row.pad_after, plan.pad_after[0], plan.pad_after[1], plan.pad_after[2])
+    fc_set3(j.stride, plan.stride[0], plan.stride[1], plan.stride[2])
+    fc_set3(j.pad, plan.pad[0], plan.pad[1], plan.pad[2])
+    row.step, row.out = plan.stride[2], plan.out[2]
+    row.count_include_pad, row.divisor = plan.count_include_pad, plan.divisor
+    j.planes, j.in_plane = plan.planes, plan.in_[0] * plan.in_[1] * plan.in_[2]
+    j.out_h, j.out_w, j.rows = plan.out[1], plan.out[2], plan.rows
+    j.task_rows = max(<ptrdiff_t>1, POOL_OUTPUTS // max(plan.out[2], <ptrdiff_t>1))
+    j.index = NULL
+
+
+cdef inline void pool_row(const PoolJob *j, ptrdiff_t r, fc_pool_row *row) noexcept nogil:
+    """The windows of output row r, counted over (d, h)."""
+    fc_set3(row.start, r // j.out_h * j.stride[0] - j.pad[0], r % j.out_h * j.stride[1] - j.pad[1], -j.pad[2])
+
+
+cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: task_rows output rows, counted over all planes."""
+    cdef PoolJob *j = <PoolJob *>job_
+    cdef fc_pool_row row = j.row
+    cdef ptrdiff_t r
+    for r in range(task * j.task_rows, min((task + 1) * j.task_rows, j.planes * j.rows)):
+        pool_row(j, r % j.rows, &row)
+        row.x = j.x + r // j.rows * j.in_plane * j.es
+        if j.maximum:
+            j.k.max_pool_row(&row, j.y + r * j.out_w * j.es, NULL if j.index == NULL else j.index + r * j.out_w)
+        else:
+            j.k.avg_pool_row(&row, j.y + r * j.out_w * j.es)
+
+
+cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real[:, :, :, ::1] y, int64_t[:, :, :, ::1] index):
+    cdef PoolJob j
+    if y.size == 0:
+        return
+    pool_job(plan, &j)
+    j.k, j.es, j.maximum = fc_tables(fc_get_isa())[real is double], sizeof(real), maximum
+    j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&y[0, 0, 0, 0]
+    if index is not None:
+        j.index = &index[0, 0, 0, 0]
+    cdef int threads = threads_for(2 * plan.work())
+    with nogil:
+        run_tasks(pool_task, &j, ceil_div(j.planes * j.rows, j.task_rows), threads, NULL, 0)
+
+
+def max_pool(PoolPlan plan not None, x, y, index):
+    """y = max over windows of x; index (or None) = where, flat in the plane: the first maximum, or the last NaN."""
+    if x.dtype.char == "f":
+        run_pool[float](plan, True, x, y, index)
+    else:
+        run_pool[double](plan, True, x, y, index)
+
+
+def avg_pool(PoolPlan plan not None, x, y):
+    """y = mean over windows of x."""
+    if x.dtype.char == "f":
+        run_pool[float](plan, False, x, y, None)
+    else:
+        run_pool[double](plan, False, x, y, None)
+
+
+cdef inline bint in_window(const fc_pool_row *row, ptrdiff_t o, int64_t index) noexcept nogil:
+    """Is the flat index an element of the window of output o of a row?"""
+    cdef ptrdiff_t h = index // row.in_[2], w = index % row.in_[2] - row.start[2] - o * row.step
+    cdef ptrdiff_t d = h // row.in_[1] - row.start[0]
+    h = h % row.in_[1] - row.start[1]
+    return (0 <= d < row.kernel[0] * row.dilation[0] and d % row.dilation[0] == 0
+            and 0 <= h < row.kernel[1] * row.dilation[1] and h % row.dilation[1] == 0
+            and 0 <= w < row.kernel[2] * row.dilation[2] and w % row.dilation[2] == 0)
+
+
+cdef void check_indices_task(void *job_, ptrdiff_t plane, char *scratch) noexcept nogil:
+    cdef PoolJob *j = <PoolJob *>job_
+    cdef fc_pool_row row = j.row
+    cdef const int64_t *index = j.index + plane * j.rows * j.out_w
+    cdef ptrdiff_t r, o, bad = 0
+    for r in range(j.rows):
+        pool_row(j, r, &row)
+        for o in range(j.out_w):
+            bad += not (0 <= index[o] < j.in_plane and in_window(&row, o, index[o]))
+        index += j.out_w
+    j.bad[plane] = bad
+
+
+cdef void pool_backward_task(void *job_, ptrdiff_t plane, char *scratch) noexcept nogil:
+    """Task: the gradient of one plane."""
+    cdef PoolJob *j = <PoolJob *>job_
+    cdef fc_pool_row row = j.row
+    cdef ptrdiff_t outputs = j.rows * j.out_w, r
+    cdef char *gx = j.y + plane * j.in_plane * j.es
+    cdef const char *g = j.x + plane * outputs * j.es
+    memset(gx, 0, j.in_plane * j.es)
+    if j.maximum:
+        j.k.max_pool_scatter(outputs, g, j.index + plane * outputs, gx)
+    else:
+        for r in range(j.rows):
+            pool_row(j, r, &row)
+            j.k.avg_pool_spread(&row, g + r * j.out_w * j.es, gx)
+
+
+cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :, ::1] g, const int64_t[:, :, :, ::1] index,
+                                 real[:, :, :, ::1] gx) except -1:
+    cdef PoolJob j
+    cdef ptrdiff_t bad = 0, i
+    cdef int threads = threads_for(2 * plan.work())
+    cdef Arena arena
+    if gx.size == 0:
+        return 0
+    pool_job(plan, &j)
+    j.k, j.es, j.maximum = fc_tables(fc_get_isa())[real is double], sizeof(real), maximum
+    j.x, j.y = <const char *>&g[0, 0, 0, 0], <char *>&gx[0, 0, 0, 0]
+    if maximum:
+        j.index = <int64_t *>&index[0, 0, 0, 0]
+        arena = lease(j.planes * sizeof(ptrdiff_t))
+        j.bad = <ptrdiff_t *>arena.memory
+        with nogil:
+            run_tasks(check_indices_task, &j, j.planes, threads, NULL, 0)
+        for i in range(j.planes):
+            bad += j.bad[i]
+        release(arena)
+        if bad:
+            return bad
+    with nogil:
+        run_tasks(pool_backward_task, &j, j.planes, threads, NULL, 0)
+    return 0
+
+
+def max_pool_backward(PoolPlan plan not None, g, index, gx):
+    """gx = the gradient of max pooling.  Returns how many indices lie outside their windows; then nothing is written."""
+    if gx.dtype.char == "f":
+        return run_pool_backward[float](plan, True, g, index, gx)
+    return run_pool_backward[double](plan, True, g, index, gx)
+
+
+def avg_pool_backward(PoolPlan plan not None, g, gx):
+    """gx = the gradient of average pooling."""
+    if gx.dtype.char == "f":
+        run_pool_backward[float](plan, False, g, None, gx)
+    else:
+        run_pool_backward[double](plan, False, g, None, gx)

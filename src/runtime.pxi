@@ -1,0 +1,267 @@
+"""Threads, ISA, workspace: what every driver stands on."""
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <stdlib.h>
+    #include <time.h>
+    #ifdef __linux__
+    #include <sys/mman.h>
+    #endif
+
+    #ifdef _OPENMP
+    #define FC_OPENMP 1
+    #else
+    #define FC_OPENMP 0
+    #endif
+    #if defined(__clang__)
+    #define FC_COMPILER "clang " __clang_version__
+    #else
+    #define FC_COMPILER "gcc " __VERSION__
+    #endif
+
+    static int fc_threads = 1, fc_isa = 0, fc_forked = 0;
+    static __thread int fc_local_threads = 0, fc_local_isa = -1;
+
+    /* A child of fork() has none of its parent's threads, and an OpenMP runtime that had some waits for them for ever. */
+    static void fc_after_fork(void) { fc_forked = 1; }
+    static int fc_watch_fork(void) { return pthread_atfork(NULL, NULL, fc_after_fork); }
+
+    static int fc_get_threads(void) {
+        return !FC_OPENMP || fc_forked ? 1 : fc_local_threads ? fc_local_threads : fc_threads;
+    }
+    static int fc_get_isa(void) { return fc_local_isa >= 0 ? fc_local_isa : fc_isa; }
+
+    /* Huge pages: a first touch of 32 MiB costs 18 ms in pages of 4 KiB and 5 ms in pages of 2 MiB. */
+    #define FC_PAGE ((size_t)2 << 20)
+    static void *fc_map(size_t bytes) {
+        void *p = NULL;
+        if (posix_memalign(&p, FC_PAGE, bytes)) return NULL;
+    #ifdef MADV_HUGEPAGE
+        madvise(p, bytes, MADV_HUGEPAGE);
+    #endif
+        return p;
+    }
+
+    static double fc_seconds(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    }
+    """
+    const int FC_OPENMP
+    const char *FC_COMPILER
+    const size_t FC_PAGE
+    int fc_threads, fc_isa, fc_forked, fc_local_threads, fc_local_isa
+    int fc_watch_fork() nogil
+    int fc_get_threads() nogil
+    int fc_get_isa() nogil
+    void *fc_map(size_t) nogil
+    double fc_seconds() nogil
+
+fc_watch_fork()
+
+ISAS = ("generic", "avx2", "avx512")
+
+
+def available_isas():
+    """Names of the ISAs that this machine has, narrowest first."""
+    return tuple([name for i, name in enumerate(ISAS) if fc_tables(i) != NULL])
+
+
+def build_info():
+    """Compiler and OpenMP of this build."""
+    return {"compiler": FC_COMPILER.decode(), "openmp": bool(FC_OPENMP)}
+
+
+def set_num_threads(int n):
+    global fc_threads
+    fc_threads = n
+
+
+def get_num_threads():
+    return fc_get_threads()
+
+
+def swap_local_threads(int n):
+    """Set the calling thread's own number of threads (0: the process's) and return the one before."""
+    global fc_local_threads
+    before = fc_local_threads
+    fc_local_threads = n
+    return before
+
+
+def set_isa(int isa):
+    global fc_isa
+    fc_isa = isa
+
+
+def get_isa():
+    """Index into ISAS of what calls from this thread use."""
+    return fc_get_isa()
+
+
+def swap_local_isa(int isa):
+    """Set the calling thread's own ISA (-1: the process's) and return the one before."""
+    global fc_local_isa
+    before = fc_local_isa
+    fc_local_isa = isa
+    return before
+
+
+def register_tile(int isa, str type):
+    """(mr, nr, lanes) of an ISA's micro-kernel for type 'f' or 'd'."""
+    cdef kernels_t k = fc_tables(isa)[type == "d"]
+    return k.mr, k.nr, k.lanes
+
+
+# ---- workspace: a pool of arenas, leased for a call; the GIL is its lock ----
+
+cdef struct Arena:
+    void *memory
+    size_t size
+
+cdef enum:
+    MAX_ARENAS = 16
+
+cdef Arena[MAX_ARENAS] idle
+cdef size_t IDLE_CAP = <size_t>256 << 20
+
+
+cdef Arena lease(size_t size) except *:
+    """An arena of at least `size` bytes: the smallest idle one that fits, or a new one."""
+    cdef int i, best = -1
+    cdef Arena arena
+    for i in range(MAX_ARENAS):
+        if idle[i].memory != NULL and idle[i].size >= size and (best < 0 or idle[i].size < idle[best].size):
+            best = i
+    if best >= 0:
+        arena = idle[best]
+        idle[best].memory = NULL
+        return arena
+    if size > <size_t>1 << 62:
+        raise MemoryError(f"fastconv: a workspace of {size} bytes cannot be had")
+    arena.size = (size + FC_PAGE - 1) // FC_PAGE * FC_PAGE
+    arena.memory = fc_map(arena.size)
+    if arena.memory == NULL:
+        raise MemoryError(f"fastconv: a workspace of {size} bytes cannot be had")
+    return arena
+
+
+cdef void release(Arena arena):
+    """Keep an arena for later calls, while those kept stay below the cap."""
+    cdef size_t kept = arena.size
+    cdef int i, slot = -1
+    for i in range(MAX_ARENAS):
+        if idle[i].memory == NULL:
+            slot = i
+        else:
+            kept += idle[i].size
+    if slot < 0 or kept > IDLE_CAP:
+        free(arena.memory)
+    else:
+        idle[slot] = arena
+
+
+def empty_cache():
+    """Give the memory that idle workspaces hold back to the system."""
+    for i in range(MAX_ARENAS):
+        free(idle[i].memory)
+        idle[i].memory = NULL
+
+
+def cached_bytes():
+    """Bytes that idle workspaces hold."""
+    return sum([idle[i].size for i in range(MAX_ARENAS) if idle[i].memory != NULL])
+
+
+cdef inline size_t aligned(size_t bytes) noexcept nogil:
+    """Round up to whole pages of 4 KiB, so that neighbours share no line and no page."""
+    return (bytes + 4095) // 4096 * 4096
+
+
+cdef inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+# ---- the one parallel loop ----
+
+ctypedef void (*task_t)(void *job, ptrdiff_t task, char *scratch) noexcept nogil
+
+
+cdef void run_tasks(task_t task, void *job, ptrdiff_t tasks, int threads, char *scratch, size_t scratch_size) noexcept nogil:
+    """Run tasks 0 .. tasks - 1; each thread has a scratch of its own."""
+    cdef ptrdiff_t i
+    cdef int n = <int>min(<ptrdiff_t>threads, tasks)
+    if n <= 1:
+        for i in range(tasks):
+            task(job, i, scratch)
+        return
+    with parallel(num_threads=n):
+        for i in prange(tasks, schedule="dynamic"):
+            task(job, i, scratch + <size_t>threadid() * scratch_size)
+
+
+cdef int threads_for(double work) noexcept nogil:
+    """One thread below about 50 us of work (flops or bytes at some tens of 10^9 a second)."""
+    return 1 if work < 2.0e6 else fc_get_threads()
+
+
+# ---- what the machine can do ----
+
+cdef struct PeakJob:
+    kernels_t k
+    ptrdiff_t repeats
+    double flops
+
+cdef void peak_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    cdef PeakJob *job = <PeakJob *>job_
+    cdef double flops = job.k.fma_peak(job.repeats, scratch)
+    if task == 0:
+        job.flops = flops
+
+
+def fma_peak(str type="f", double seconds=0.02, int threads=1):
+    """Fused multiply-adds with nothing to load, 10^9 floating-point operations a second over all threads."""
+    cdef PeakJob job
+    cdef double start, elapsed, best = 0, total = 0
+    job.k = fc_tables(fc_get_isa())[type == "d"]
+    job.repeats = 2000
+    threads = min(threads, fc_get_threads()) if fc_forked else threads
+    cdef Arena arena = lease(4096 * threads)
+    memset(arena.memory, 0, 4096 * threads)
+    with nogil:
+        while total < seconds:
+            start = fc_seconds()
+            run_tasks(peak_task, &job, threads, threads, <char *>arena.memory, 4096)
+            elapsed = fc_seconds() - start
+            total += elapsed
+            if elapsed < 1e-3:
+                job.repeats *= 2
+            elif threads * job.flops / elapsed > best:
+                best = threads * job.flops / elapsed
+    release(arena)
+    return best / 1e9
+
+
+def micro_kernel_rate(str type="f", double seconds=0.02, ptrdiff_t k=256):
+    """The micro-kernel on panels that stay in cache, 10^9 floating-point operations a second on one thread."""
+    cdef kernels_t kernels = fc_tables(fc_get_isa())[type == "d"]
+    cdef size_t es = 8 if type == "d" else 4
+    cdef size_t a = aligned(k * kernels.mr * es), b = aligned(k * kernels.nr * es)
+    cdef Arena arena = lease(a + b + 65536)
+    cdef char *p = <char *>arena.memory
+    cdef double start, elapsed, best = 0, total = 0
+    cdef int i
+    memset(p, 0, a + b + 65536)
+    with nogil:
+        while total < seconds:
+            start = fc_seconds()
+            for i in range(100):
+                kernels.gemm(k, p, p + a, p + a + b, kernels.nr, kernels.mr, kernels.nr, 1, NULL)
+            elapsed = fc_seconds() - start
+            total += elapsed
+            if 200.0 * k * kernels.mr * kernels.nr / elapsed > best:
+                best = 200.0 * k * kernels.mr * kernels.nr / elapsed
+    release(arena)
+    return best / 1e9
