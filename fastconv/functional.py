@@ -1,0 +1,959 @@
+"""Convolution, pooling, ReLU and linear maps, forward and backward: validate, choose, call a kernel.
+
+Every function takes NumPy arrays, or what offers the buffer protocol, ``__array_interface__`` or DLPack in the CPU's
+memory, of float32 or float64, and returns NumPy arrays of the same type. An array in another layout than C-contiguous,
+aligned and of native byte order is copied once. Convolutions and pools have 1, 2 or 3 spatial dimensions: the ``size``
+of ``(n, c, *size)``, or of ``(c, *size)`` for a single image and a result without ``n``. ``n`` may be 0.
+
+``out`` receives the result, whatever its layout; it must have the result's shape and type, be writeable and share no
+memory with another argument. All of this is checked before anything is computed: an error leaves ``out`` as it was.
+
+The work of a call beyond its kernel is a few microseconds: arguments that are as the kernels want them are known by
+identity and flags, and what depends on shapes and options alone is looked up (`_conv_call`, `_pool_call`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _kernels, algorithms, geometry, runtime
+
+__all__ = [
+    "avg_pool1d",
+    "avg_pool1d_backward",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "avg_pool3d",
+    "avg_pool3d_backward",
+    "conv1d",
+    "conv1d_backward",
+    "conv2d",
+    "conv2d_backward",
+    "conv3d",
+    "conv3d_backward",
+    "linear",
+    "linear_backward",
+    "max_pool1d",
+    "max_pool1d_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "max_pool3d",
+    "max_pool3d_backward",
+    "relu",
+    "relu_backward",
+]
+
+Ints = int | Sequence[int]
+Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
+Activation = str | tuple[str, float] | None
+Mask = tuple[bool, bool, bool]
+Gradients = tuple[NDArray | None, NDArray | None, NDArray | None]
+
+_CACHED_CALLS = 1024
+_OVERLAP_EFFORT = 4096  # of deciding whether two strided arrays share an element; beyond it they are taken to
+
+_ALL = (True, True, True)
+_NONE = (None, None, None)
+
+_ndarray = np.ndarray
+_empty = np.empty
+_FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+
+
+# --- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def _input(function: str, name: str, value: Any) -> NDArray:
+    """Return `value` as a native array of float32 or float64: itself where it is one."""
+    if type(value) is _ndarray:
+        dtype = value.dtype
+        if (dtype is _FLOAT32 or dtype is _FLOAT64) and value.flags.carray:
+            return value
+    array = _array(function, name, value)
+    geometry.check_dtype(function, name, array.dtype)
+    return _native(array)
+
+
+def _operand(function: str, name: str, value: Any, dtype: np.dtype, of: str = "x") -> NDArray:
+    """Return `value` as a native array of `dtype`, the type of the argument `of`."""
+    if type(value) is _ndarray and value.dtype is dtype and value.flags.carray:
+        return value
+    array = _input(function, name, value)
+    geometry.check_same_dtype(function, name, array.dtype, dtype, of)
+    return array
+
+
+def _array(function: str, name: str, value: Any) -> NDArray:
+    """Return `value` as an array, without a copy where it exports its memory."""
+    if isinstance(value, _ndarray):
+        return np.asarray(value)
+    if value is None:
+        geometry.array_error(function, name, value)
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array_interface__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        geometry.array_error(function, name, value, error)
+
+
+def _native(array: NDArray) -> NDArray:
+    """Return the array C-contiguous, aligned and of native byte order: a copy where it is not."""
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def _shaped(array: NDArray, shape: tuple[int, ...]) -> NDArray:
+    return array if array.shape == shape else array.reshape(shape)
+
+
+def _check_overlap(function: str, name: str, out: Any, others: dict[str, Any]) -> None:
+    """Check that a destination is an array that shares no memory with the other arguments."""
+    if not isinstance(out, _ndarray):
+        geometry.array_error(function, name, out, "it must be a numpy.ndarray")
+    for other, value in others.items():
+        if value is None or isinstance(value, (list, tuple)):
+            continue
+        if np.may_share_memory(out, _array(function, other, value), max_work=_OVERLAP_EFFORT):
+            geometry.overlap_error(function, name, other)
+
+
+def _target(function: str, name: str, out: NDArray | None, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+    """Return the native array that the kernel fills: `out` itself if it is one; see `_delivered`."""
+    if out is None:
+        return _empty(shape, dtype)
+    geometry.check_out(function, name, out, shape, dtype)
+    return out if out.flags.carray and out.dtype.isnative else _empty(shape, dtype)
+
+
+def _delivered(out: NDArray | None, target: NDArray) -> NDArray:
+    """Return the result where the caller wants it."""
+    if out is None or out is target:
+        return target
+    np.copyto(out, target)
+    return out
+
+
+def _outs(function: str, out: Any, output_mask: Mask, others: dict[str, Any]) -> Gradients:
+    """Return the destinations of the three gradients, which share memory neither with `others` nor with another."""
+    if output_mask is not _ALL:
+        geometry.check_mask(function, output_mask)
+    if out is None:
+        return _NONE
+    outs = geometry.check_outs(function, out, output_mask)
+    for i, array in enumerate(outs):
+        if array is not None:
+            _check_overlap(function, f"out[{i}]", array, others)
+            others = others | {f"out[{i}]": array}
+    return outs
+
+
+def _targets(function: str, outs: Gradients, output_mask: Mask, shapes: tuple, dtype: np.dtype) -> Gradients:
+    """Return the native arrays that the kernels fill with the three gradients, None where masked out."""
+    return tuple(
+        [
+            _target(function, f"out[{i}]", out, shape, dtype) if wanted else None
+            for i, (out, wanted, shape) in enumerate(zip(outs, output_mask, shapes, strict=True))
+        ]
+    )
+
+
+# --- Operators of 1, 2 and 3 dimensions ------------------------------------------------------------------------------
+
+_P, _R = ParamSpec("_P"), TypeVar("_R")
+
+
+def _of_rank(ndim: int, core: Callable[Concatenate[str, int, _P], _R]) -> Callable[_P, _R]:
+    """Return the operator of `ndim` spatial dimensions that ``core(its name, ndim, *its arguments)`` computes."""
+    family, backward, _ = core.__name__.strip("_").partition("_backward")
+    name = f"{family}{ndim}d{backward}"
+
+    def operator(*args: _P.args, **options: _P.kwargs) -> _R:
+        return core(name, ndim, *args, **options)
+
+    signature = inspect.signature(core)
+    operator.__signature__ = signature.replace(parameters=list(signature.parameters.values())[2:])
+    operator.__name__ = operator.__qualname__ = name
+    operator.__doc__ = core.__doc__
+    return operator
+
+
+def _plain_options(function: str, names: tuple[str, ...], options: tuple) -> tuple:
+    """Return options of which equal ones mean the same: as they come, 1, True and 1.0 are equal, and a list no key."""
+    for option in options:
+        if type(option) is not int:
+            return tuple([geometry.plain(function, *item) for item in zip(names, options, strict=True)])
+    return options
+
+
+def _view(n: int, c: int, size: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Return the rank-4 shape in which kernels see an array."""
+    d, h, w = size
+    return n, c, d * h, w
+
+
+# --- Convolution -----------------------------------------------------------------------------------------------------
+
+
+class _ConvCall(NamedTuple):
+    """What a convolution of given shapes, type and options does, and its arrays' shapes."""
+
+    plan: Any
+    out_shape: tuple[int, ...]
+    bias_shape: tuple[int]
+    x_view: tuple[int, ...]
+    weight_view: tuple[int, ...]
+    out_view: tuple[int, ...]
+
+
+@lru_cache(_CACHED_CALLS)
+def _conv_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
+    g = geometry.conv_geometry(function, ndim, x_shape, weight_shape, *options)
+    return _ConvCall(
+        algorithms.conv_plan(g, dtype_char, algorithm, isa),
+        g.out_shape,
+        (g.oc,),
+        _view(g.n, g.ic, g.in_size),
+        _view(g.oc, g.ic // g.groups, g.kernel),
+        _view(g.n, g.oc, g.out_size),
+    )
+
+
+def _find_conv_call(function, ndim, x, weight, options, algorithm) -> tuple[_ConvCall, tuple[int, ...]]:
+    """Return the call and the shape of its output, which is unbatched where `x` is."""
+    if algorithm != "auto":
+        geometry.check_algorithm(function, algorithm)
+    options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
+    key = weight.shape, options, x.dtype.char, algorithm, runtime.current_isa()
+    if x.ndim == ndim + 1:
+        call = _conv_call(function, ndim, (1, *x.shape), *key)
+        return call, call.out_shape[1:]
+    call = _conv_call(function, ndim, x.shape, *key)
+    return call, call.out_shape
+
+
+def _conv(
+    function: str,
+    ndim: int,
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
+    out: NDArray | None = None,
+    algorithm: str = "auto",
+) -> NDArray:
+    """Convolve (cross-correlate) images with filters, each group of channels with its own.
+
+    ::
+
+        y[n, o, p] = activation(bias[o] + residual[n, o, p] + sum over c, k of weight[o, c, k] * x[n, c0 + c, i])
+        i = stride * p + dilation * k - before,  c0 = o // (oc / groups) * (ic / groups)
+
+    ``p``, ``k`` and ``i`` have one component per spatial dimension.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, ic, *in_size) or (ic, *in_size)
+        Images, or signals, or volumes.
+    weight : array_like, (oc, ic // groups, *kernel)
+        Filters, of the type of `x`.
+    bias : array_like, (oc,), optional
+        Added to each output channel.
+    stride, dilation : int or one int per dimension
+        Steps between windows, and between the elements of a window.
+    padding : int, one int or one (before, after) pair per dimension, "valid", "same" or "same_lower"
+        Zeros around the image. "same" makes ``out = ceil(in / stride)``, whatever the stride, and puts an odd zero
+        after the image, "same_lower" before it.
+    groups : int
+        Divides ``ic`` and ``oc``.
+    activation : None, "relu", "relu6", ("leaky_relu", slope), "silu", "hardswish", "sigmoid" or "tanh"
+        Applied to the result as it is stored.
+    residual : array_like, the result's shape, optional
+        Added before the activation.
+    out : ndarray, optional
+        Receives the result.
+    algorithm : "auto" or "gemm"
+        "gemm" sums the products themselves; "auto" is the fastest, which may round differently.
+
+    Returns
+    -------
+    ndarray, (n, oc, *out_size) or (oc, *out_size)
+        ``out_size = (before + in_size + after - (kernel - 1) * dilation - 1) // stride + 1``.
+
+    Raises
+    ------
+    TypeError
+        A type is not float32 or float64, or not that of `x`; an option is of the wrong type.
+    ValueError
+        A shape or a value breaks a rule; `out` is read-only or shares memory with another argument.
+
+    Notes
+    -----
+    Packed implicit GEMM: windows are gathered into cache-sized panels, padding, stride and dilation included; the
+    matrix of all windows never exists in memory. The result is the same for any number of threads, bit by bit. Padding
+    is a zero that is multiplied: with an infinite weight it gives NaN.
+
+    References
+    ----------
+    Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34 (2008).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv2d
+    >>> x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    >>> conv2d(x, np.ones((1, 1, 3, 3), np.float32), padding=1, stride=2)
+    array([[[[10., 24.],
+             [51., 90.]]]], dtype=float32)
+    """
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
+    x = _input(function, "x", x)
+    dtype = x.dtype
+    weight = _operand(function, "weight", weight, dtype)
+    call, shape = _find_conv_call(function, ndim, x, weight, (stride, padding, dilation, groups), algorithm)
+    code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
+    if bias is not None:
+        bias = _operand(function, "bias", bias, dtype)
+        if bias.shape != call.bias_shape:
+            geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "weight.shape[:1]")
+    if residual is not None:
+        residual = _operand(function, "residual", residual, dtype)
+        geometry.check_shape(function, "residual", residual.shape, shape, "the result's shape")
+        residual = residual.reshape(call.out_view)
+    target = _target(function, "out", out, shape, dtype)
+    if target.size:
+        x, weight = _shaped(x, call.x_view), _shaped(weight, call.weight_view)
+        _kernels.conv_output(call.plan, x, weight, bias, residual, _shaped(target, call.out_view), code, slope)
+    return _delivered(out, target)
+
+
+def _conv_backward(
+    function: str,
+    ndim: int,
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    output_mask: Mask = _ALL,
+    out: Gradients | None = None,
+    algorithm: str = "auto",
+) -> Gradients:
+    """Return the gradients of a convolution in its input, weights and bias.
+
+    ::
+
+        grad_input[n, c0 + c, i] = sum over o, k of weight[o, c, k] * grad_output[n, o, p]
+        grad_weight[o, c, k]     = sum over n, p of grad_output[n, o, p] * x[n, c0 + c, i]
+        grad_bias[o]             = sum over n, p of grad_output[n, o, p]
+
+    with ``i``, ``p`` and ``c0`` as in the forward pass.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, oc, *out_size) or (oc, *out_size)
+        Gradient of the output, before any activation.
+    x : array_like, (n, ic, *in_size) or (ic, *in_size)
+        Input of the forward pass.
+    weight : array_like, (oc, ic // groups, *kernel)
+        Filters of the forward pass.
+    stride, padding, dilation, groups, algorithm
+        Options of the forward pass.
+    output_mask : (bool, bool, bool)
+        Which gradients to compute; the others are None.
+    out : (ndarray or None, ndarray or None, ndarray or None), optional
+        Receive the gradients.
+
+    Returns
+    -------
+    grad_input : ndarray or None, the shape of `x`
+    grad_weight : ndarray or None, the shape of `weight`
+    grad_bias : ndarray or None, (oc,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass.
+
+    Notes
+    -----
+    Sums over images and pixels have a fixed order, so gradients too are the same for any number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv2d, conv2d_backward
+    >>> x, weight = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> grad_output = np.ones_like(conv2d(x, weight))
+    >>> [g.shape for g in conv2d_backward(grad_output, x, weight)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
+    x = _input(function, "x", x)
+    dtype = x.dtype
+    weight = _operand(function, "weight", weight, dtype)
+    grad_output = _operand(function, "grad_output", grad_output, dtype)
+    call, shape = _find_conv_call(function, ndim, x, weight, (stride, padding, dilation, groups), algorithm)
+    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    targets = _targets(function, outs, output_mask, (x.shape, weight.shape, call.bias_shape), dtype)
+    grad_input, grad_weight, grad_bias = targets
+    grad_output = _shaped(grad_output, call.out_view)
+
+    if grad_input is not None and grad_input.size:
+        weight = _shaped(weight, call.weight_view)
+        _kernels.conv_input_gradient(call.plan, grad_output, weight, _shaped(grad_input, call.x_view))
+    if grad_weight is not None and x.size:
+        x, weight_view = _shaped(x, call.x_view), _shaped(grad_weight, call.weight_view)
+        _kernels.conv_weight_gradient(call.plan, grad_output, x, weight_view, grad_bias)
+    else:
+        if grad_weight is not None:  # no image, or none but padding
+            grad_weight.fill(0)
+        if grad_bias is not None:
+            _kernels.channel_sums(grad_output, grad_bias)
+    return tuple(map(_delivered, outs, targets))
+
+
+conv1d, conv2d, conv3d = (_of_rank(ndim, _conv) for ndim in (1, 2, 3))
+conv1d_backward, conv2d_backward, conv3d_backward = (_of_rank(ndim, _conv_backward) for ndim in (1, 2, 3))
+
+
+# --- Pooling ---------------------------------------------------------------------------------------------------------
+
+
+class _PoolCall(NamedTuple):
+    """What a pool of given shapes and options does, and its arrays' shapes."""
+
+    plan: Any
+    out_shape: tuple[int, ...]
+    x_view: tuple[int, ...]
+    out_view: tuple[int, ...]
+
+
+@lru_cache(_CACHED_CALLS)
+def _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor) -> _PoolCall:
+    g = geometry.pool_geometry(function, ndim, x_shape, *options, ceil_mode)
+    before, after = zip(*g.pad, strict=True)
+    windows = g.planes, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, before
+    plan = _kernels.PoolPlan(*windows, count_include_pad, divisor, after)
+    return _PoolCall(plan, g.out_shape, _view(g.n, g.c, g.in_size), _view(g.n, g.c, g.out_size))
+
+
+def _find_pool_call(
+    function, ndim, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad=True, divisor=None
+) -> tuple[_PoolCall, tuple[int, ...]]:
+    """Return the call and the shape of its output, which is unbatched where `x_shape` is."""
+    geometry.check_flag(function, "ceil_mode", ceil_mode)
+    geometry.check_flag(function, "count_include_pad", count_include_pad)
+    options = kernel_size, kernel_size if stride is None else stride, padding, dilation
+    options = _plain_options(function, ("kernel_size", "stride", "padding", "dilation"), options)
+    key = options, ceil_mode, count_include_pad, 0 if divisor is None else geometry.check_divisor(function, divisor)
+    if len(x_shape) == ndim + 1:
+        call = _pool_call(function, ndim, (1, *x_shape), *key)
+        return call, call.out_shape[1:]
+    call = _pool_call(function, ndim, x_shape, *key)
+    return call, call.out_shape
+
+
+def _max_pool(
+    function: str,
+    ndim: int,
+    x: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    out: NDArray | None = None,
+) -> NDArray | tuple[NDArray, NDArray]:
+    """Take the maximum of each window, and on request its index.
+
+    ``y[n, c, p] = max over k of x[n, c, stride * p + dilation * k - before]``. Padding is never chosen. The first
+    maximum wins; a NaN in the window makes the result NaN, with the index of the last NaN.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, c, *in_size) or (c, *in_size)
+        Images, or signals, or volumes.
+    kernel_size, dilation : int or one int per dimension
+        Elements of a window, and steps between them.
+    stride : int or one int per dimension, optional
+        Steps between windows; `kernel_size` by default.
+    padding : int, one int or one (before, after) pair per dimension, "valid", "same" or "same_lower"
+        As in a convolution; each side smaller than the window, and no window all padding.
+    ceil_mode : bool
+        Keep a last window that hangs over the end, if it starts inside the image or the padding before it.
+    return_indices : bool
+        Return the indices too, which the backward pass takes.
+    out : ndarray, optional
+        Receives the maxima.
+
+    Returns
+    -------
+    ndarray, (n, c, *out_size) or (c, *out_size)
+        ``out_size = (before + in_size + after - (kernel - 1) * dilation - 1) / stride + 1``, rounded down, or up in
+        `ceil_mode`.
+    indices : ndarray of int64, the same shape, if `return_indices`
+        Of each maximum in its flattened plane: ``ih * width + iw`` in two dimensions.
+
+    Raises
+    ------
+    TypeError
+        A type is not float32 or float64; an option is of the wrong type.
+    ValueError
+        A shape or a value breaks a rule; `out` is read-only or shares memory with `x`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import max_pool2d
+    >>> max_pool2d(np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4), 2)
+    array([[[[ 5.,  7.],
+             [13., 15.]]]], dtype=float32)
+    """
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x})
+    x = _input(function, "x", x)
+    call, shape = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    geometry.check_flag(function, "return_indices", return_indices)
+    target = _target(function, "out", out, shape, x.dtype)
+    indices = _empty(shape, _INT64) if return_indices else None
+    if target.size:
+        places = None if indices is None else _shaped(indices, call.out_view)
+        _kernels.max_pool(call.plan, _shaped(x, call.x_view), _shaped(target, call.out_view), places)
+    result = _delivered(out, target)
+    return result if indices is None else (result, indices)
+
+
+def _max_pool_backward(
+    function: str,
+    ndim: int,
+    grad_output: ArrayLike,
+    indices: ArrayLike,
+    input_shape: Sequence[int],
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    *,
+    out: NDArray | None = None,
+) -> NDArray:
+    """Return the gradient of a max pool in its input: each output's gradient, added at its index.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, c, *out_size) or (c, *out_size)
+        Gradient of the output.
+    indices : array_like of int64, the shape of `grad_output`
+        From the forward pass.
+    input_shape : tuple of int
+        Shape of the input of the forward pass.
+    kernel_size, stride, padding, dilation, ceil_mode
+        Options of the forward pass.
+    out : ndarray, optional
+        Receives the gradient.
+
+    Returns
+    -------
+    ndarray, `input_shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass; ValueError too if an index lies outside its window.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import max_pool2d, max_pool2d_backward
+    >>> x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    >>> y, indices = max_pool2d(x, 2, return_indices=True)
+    >>> max_pool2d_backward(np.ones_like(y), indices, x.shape, 2)[0, 0]
+    array([[0., 0., 0., 0.],
+           [0., 1., 0., 1.],
+           [0., 0., 0., 0.],
+           [0., 1., 0., 1.]], dtype=float32)
+    """
+    if out is not None:
+        _check_overlap(function, "out", out, {"grad_output": grad_output, "indices": indices})
+    grad_output = _input(function, "grad_output", grad_output)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape)
+    call, shape = _find_pool_call(function, ndim, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
+    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    indices = _array(function, "indices", indices)
+    geometry.check_indices_dtype(function, indices.dtype)
+    geometry.check_shape(function, "indices", indices.shape, shape, "the output's shape")
+    target = _target(function, "out", out, input_shape, grad_output.dtype)
+    if target.size:
+        grad_output, indices = _shaped(grad_output, call.out_view), _shaped(_native(indices), call.out_view)
+        outside = _kernels.max_pool_backward(call.plan, grad_output, indices, _shaped(target, call.x_view))
+        if outside:
+            geometry.indices_error(function, outside)
+    return _delivered(out, target)
+
+
+def _avg_pool(
+    function: str,
+    ndim: int,
+    x: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    out: NDArray | None = None,
+) -> NDArray:
+    """Take the mean of each window.
+
+    ``y[n, c, p] = sum over k of x[n, c, stride * p + k - before] / divisor[p]``. The divisor is `divisor_override`, or
+    the number of elements that the window shares with the padded image (`count_include_pad`) or with the image alone.
+    What `ceil_mode` adds beyond the padding is never counted.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, c, *in_size) or (c, *in_size)
+        Images, or signals, or volumes.
+    kernel_size, stride, padding, ceil_mode
+        As in a max pool.
+    count_include_pad : bool
+        Whether padding counts as elements of a window.
+    divisor_override : int, optional
+        What to divide by instead.
+    out : ndarray, optional
+        Receives the means.
+
+    Returns
+    -------
+    ndarray, (n, c, *out_size) or (c, *out_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a max pool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import avg_pool2d
+    >>> avg_pool2d(np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4), 2)
+    array([[[[ 2.5,  4.5],
+             [10.5, 12.5]]]], dtype=float32)
+    """
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x})
+    x = _input(function, "x", x)
+    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
+    call, shape = _find_pool_call(function, ndim, x.shape, *windows)
+    target = _target(function, "out", out, shape, x.dtype)
+    if target.size:
+        _kernels.avg_pool(call.plan, _shaped(x, call.x_view), _shaped(target, call.out_view))
+    return _delivered(out, target)
+
+
+def _avg_pool_backward(
+    function: str,
+    ndim: int,
+    grad_output: ArrayLike,
+    input_shape: Sequence[int],
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    out: NDArray | None = None,
+) -> NDArray:
+    """Return the gradient of an average pool in its input: each window spreads its gradient evenly.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, c, *out_size) or (c, *out_size)
+        Gradient of the output.
+    input_shape : tuple of int
+        Shape of the input of the forward pass.
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        Options of the forward pass.
+    out : ndarray, optional
+        Receives the gradient.
+
+    Returns
+    -------
+    ndarray, `input_shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import avg_pool2d_backward
+    >>> avg_pool2d_backward(np.ones((1, 1, 1, 2), np.float32), (1, 1, 2, 4), 2)[0, 0]
+    array([[0.25, 0.25, 0.25, 0.25],
+           [0.25, 0.25, 0.25, 0.25]], dtype=float32)
+    """
+    if out is not None:
+        _check_overlap(function, "out", out, {"grad_output": grad_output})
+    grad_output = _input(function, "grad_output", grad_output)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape)
+    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
+    call, shape = _find_pool_call(function, ndim, input_shape, *windows)
+    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    target = _target(function, "out", out, input_shape, grad_output.dtype)
+    if target.size:
+        _kernels.avg_pool_backward(call.plan, _shaped(grad_output, call.out_view), _shaped(target, call.x_view))
+    return _delivered(out, target)
+
+
+max_pool1d, max_pool2d, max_pool3d = (_of_rank(ndim, _max_pool) for ndim in (1, 2, 3))
+max_pool1d_backward, max_pool2d_backward, max_pool3d_backward = (_of_rank(n, _max_pool_backward) for n in (1, 2, 3))
+avg_pool1d, avg_pool2d, avg_pool3d = (_of_rank(ndim, _avg_pool) for ndim in (1, 2, 3))
+avg_pool1d_backward, avg_pool2d_backward, avg_pool3d_backward = (_of_rank(n, _avg_pool_backward) for n in (1, 2, 3))
+
+
+# --- Elementwise and linear ------------------------------------------------------------------------------------------
+
+
+def _same_elements(a: NDArray, b: Any) -> bool:
+    """Whether two arrays are the same elements in the same places, so that one may be written as the other is read."""
+    return a is b or (
+        isinstance(b, _ndarray)
+        and (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype)
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    )
+
+
+def _check_elementwise_overlap(function: str, out: Any, others: dict[str, Any]) -> None:
+    """Check as `_check_overlap`, but let `out` be one of the other arguments."""
+    _check_overlap(function, "out", out, {k: v for k, v in others.items() if not _same_elements(out, v)})
+
+
+def relu(x: ArrayLike, inplace: bool = False, *, out: NDArray | None = None) -> NDArray:
+    """Return 0 where ``x <= 0`` and `x` elsewhere; NaN passes.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, any shape
+        Input.
+    inplace : bool
+        Write the result to `x`, an ndarray.
+    out : ndarray, optional
+        Receives the result; may be `x`.
+
+    Returns
+    -------
+    ndarray, the shape of `x`
+
+    Raises
+    ------
+    TypeError
+        The type is not float32 or float64.
+    ValueError
+        `out` has another shape, is read-only or shares memory with `x` without being it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import relu
+    >>> relu(np.array([-1.0, 0.0, 2.0, np.nan]))
+    array([ 0.,  0.,  2., nan])
+    """
+    if inplace is not False:
+        geometry.check_flag("relu", "inplace", inplace)
+        geometry.check_inplace("relu", x, out, _ndarray)
+        out = x
+    elif out is not None:
+        _check_elementwise_overlap("relu", out, {"x": x})
+    array = _input("relu", "x", x)
+    target = _target("relu", "x" if inplace else "out", out, array.shape, array.dtype)
+    if target.size:
+        _kernels.relu(array.reshape(-1), target.reshape(-1))
+    return _delivered(out, target)
+
+
+def relu_backward(grad_output: ArrayLike, x_or_y: ArrayLike, *, out: NDArray | None = None) -> NDArray:
+    """Return 0 where ``x_or_y <= 0`` and `grad_output` elsewhere.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, any shape
+        Gradient of the output.
+    x_or_y : array_like, the shape and type of `grad_output`
+        Input or output of :func:`relu`: both give the same.
+    out : ndarray, optional
+        Receives the result; may be `grad_output` or `x_or_y`.
+
+    Returns
+    -------
+    ndarray, the shape of `grad_output`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`relu`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import relu_backward
+    >>> relu_backward(np.array([1.0, 2.0, 3.0]), np.array([-1.0, 0.0, 2.0]))
+    array([0., 0., 3.])
+    """
+    if out is not None:
+        _check_elementwise_overlap("relu_backward", out, {"grad_output": grad_output, "x_or_y": x_or_y})
+    grad_output = _input("relu_backward", "grad_output", grad_output)
+    dtype = grad_output.dtype
+    x_or_y = _operand("relu_backward", "x_or_y", x_or_y, dtype, of="grad_output")
+    geometry.check_shape("relu_backward", "x_or_y", x_or_y.shape, grad_output.shape, "grad_output.shape")
+    target = _target("relu_backward", "out", out, grad_output.shape, dtype)
+    if target.size:
+        _kernels.relu_backward(grad_output.reshape(-1), x_or_y.reshape(-1), target.reshape(-1))
+    return _delivered(out, target)
+
+
+_linear_sizes = lru_cache(_CACHED_CALLS)(geometry.linear_sizes)
+
+
+def linear(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: Activation = None,
+    out: NDArray | None = None,
+) -> NDArray:
+    """Return ``activation(x @ weight.T + bias)``, on the kernels of the convolutions.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (..., in_features)
+        Input.
+    weight : array_like, (out_features, in_features)
+        Weights, of the type of `x`.
+    bias : array_like, (out_features,), optional
+        Added to each row.
+    activation, out
+        As in :func:`conv2d`.
+
+    Returns
+    -------
+    ndarray, (..., out_features)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv2d`.
+
+    Notes
+    -----
+    NumPy's BLAS keeps threads of its own, which would compete with those of the convolutions around it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import linear
+    >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0], [0.0, -1.0]]), activation="relu")
+    array([[1., 3., 0.]])
+    """
+    if out is not None:
+        _check_overlap("linear", "out", out, {"x": x, "weight": weight, "bias": bias})
+    x = _input("linear", "x", x)
+    dtype = x.dtype
+    weight = _operand("linear", "weight", weight, dtype)
+    rows, in_features, out_features = _linear_sizes("linear", x.shape, weight.shape)
+    code, slope = (0, 0.0) if activation is None else geometry.activation_code("linear", activation)
+    if bias is not None:
+        bias = _operand("linear", "bias", bias, dtype)
+        if bias.shape != (out_features,):
+            geometry.check_shape("linear", "bias", bias.shape, (out_features,), "weight.shape[:1]")
+    target = _target("linear", "out", out, (*x.shape[:-1], out_features), dtype)
+    if rows:
+        views = x.reshape(rows, in_features), weight, bias, target.reshape(rows, out_features)
+        _kernels.linear_output(*views, code, slope)
+    return _delivered(out, target)
+
+
+def linear_backward(
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    *,
+    output_mask: Mask = _ALL,
+    out: Gradients | None = None,
+) -> Gradients:
+    """Return the gradients of :func:`linear` in its input, weights and bias.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (..., out_features)
+        Gradient of the output, before any activation.
+    x : array_like, (..., in_features)
+        Input of the forward pass.
+    weight : array_like, (out_features, in_features)
+        Weights of the forward pass.
+    output_mask, out
+        As in :func:`conv2d_backward`.
+
+    Returns
+    -------
+    grad_input : ndarray or None, the shape of `x`
+    grad_weight : ndarray or None, the shape of `weight`
+    grad_bias : ndarray or None, (out_features,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import linear_backward
+    >>> linear_backward(np.array([[1.0, 2.0]]), np.array([[3.0]]), np.array([[1.0], [1.0]]))
+    (array([[3.]]), array([[3.],
+           [6.]]), array([1., 2.]))
+    """
+    function = "linear_backward"
+    outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
+    x = _input(function, "x", x)
+    dtype = x.dtype
+    weight = _operand(function, "weight", weight, dtype)
+    grad_output = _operand(function, "grad_output", grad_output, dtype)
+    rows, in_features, out_features = _linear_sizes(function, x.shape, weight.shape)
+    shape = (*x.shape[:-1], out_features)
+    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    targets = _targets(function, outs, output_mask, (x.shape, weight.shape, (out_features,)), dtype)
+    grad_input, grad_weight, grad_bias = targets
+    x, grad_output = x.reshape(rows, in_features), grad_output.reshape(rows, out_features)
+
+    if grad_input is not None and rows:
+        _kernels.linear_input_gradient(grad_output, weight, grad_input.reshape(rows, in_features))
+    if grad_weight is not None and rows:
+        _kernels.linear_weight_gradient(grad_output, x, grad_weight, grad_bias)
+    else:
+        if grad_weight is not None:
+            grad_weight.fill(0)
+        if grad_bias is not None:
+            _kernels.channel_sums(grad_output.reshape(rows, out_features, 1, 1), grad_bias)
+    return tuple(map(_delivered, outs, targets))

@@ -1,0 +1,486 @@
+"""Sizes of convolutions and pools, and every check of the library's arguments.
+
+Along one dimension, output position ``o`` reads the taps ``k`` of its window from
+
+    i = o * stride + k * dilation - before,      extent = (kernel - 1) * dilation + 1
+
+    before          in            after
+    |.....|########################|...|
+    [window 0]                                   of ``extent`` elements
+        [window 1]                               ``stride`` further
+    out = (before + in + after - extent) // stride + 1
+
+Geometries store sizes as (d, h, w) whatever the rank: the dimensions that a 1-D or 2-D operator lacks have size 1,
+kernel 1, stride 1, dilation 1 and no padding, so that kernels know one form.
+
+Messages read ``function: argument rule, got value``. Types that are wrong are a TypeError, shapes and values a
+ValueError. This module knows arrays by their attributes only.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NoReturn
+
+__all__ = ["ConvGeometry", "PoolGeometry", "conv_geometry", "plain", "pool_geometry"]
+
+Size = tuple[int, int, int]
+Pad = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+MAX_INT = 2**31 - 1  # of strides, paddings, dilations and windows: sums and products of two stay within 64 bits
+MAX_BYTES = 2**63 - 1
+MAX_ITEMSIZE = 8
+
+ALGORITHMS = ("auto", "gemm")
+ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
+
+_AXES = {1: "iw", 2: "ih, iw", 3: "id, ih, iw"}
+
+
+@dataclass(frozen=True, slots=True)
+class ConvGeometry:
+    """A convolution: ``(n, ic, *in_size)`` by ``(oc, ic // groups, *kernel)`` gives ``(n, oc, *out_size)``."""
+
+    ndim: int
+    n: int
+    ic: int
+    oc: int
+    groups: int
+    in_size: Size
+    kernel: Size
+    stride: Size
+    dilation: Size
+    pad: Pad
+    out_size: Size
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of direct convolution."""
+        return self.n * self.oc * math.prod(self.out_size) * (self.ic // self.groups) * math.prod(self.kernel)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of the input, with `ndim` spatial dimensions."""
+        return (self.n, self.ic, *self.in_size[-self.ndim :])
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weights, with `ndim` spatial dimensions."""
+        return (self.oc, self.ic // self.groups, *self.kernel[-self.ndim :])
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output, with `ndim` spatial dimensions."""
+        return (self.n, self.oc, *self.out_size[-self.ndim :])
+
+
+@dataclass(frozen=True, slots=True)
+class PoolGeometry:
+    """A pool: windows over each of the ``n * c`` planes of ``(n, c, *in_size)`` give ``(n, c, *out_size)``."""
+
+    ndim: int
+    n: int
+    c: int
+    in_size: Size
+    kernel: Size
+    stride: Size
+    dilation: Size
+    pad: Pad
+    out_size: Size
+
+    @property
+    def planes(self) -> int:
+        """Number of planes."""
+        return self.n * self.c
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of the input, with `ndim` spatial dimensions."""
+        return (self.n, self.c, *self.in_size[-self.ndim :])
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output, with `ndim` spatial dimensions."""
+        return (self.n, self.c, *self.out_size[-self.ndim :])
+
+
+def conv_geometry(
+    function: str,
+    ndim: int,
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> ConvGeometry:
+    """Check a convolution and work out its sizes.
+
+    Parameters
+    ----------
+    function : str
+        The name that messages begin with.
+    ndim : int
+        Number of spatial dimensions: 1, 2 or 3.
+    x_shape : tuple of int
+        ``(n, ic, *in_size)``.
+    weight_shape : tuple of int
+        ``(oc, ic // groups, *kernel)``.
+    stride, dilation : int or tuple of `ndim` ints
+        At least 1.
+    padding : int, tuple of `ndim` ints or of `ndim` (before, after) pairs, "valid", "same" or "same_lower"
+        "same" makes ``out = ceil(in / stride)`` and puts the odd element after, "same_lower" before.
+    groups : int
+        Divides ``ic`` and ``oc``.
+
+    Returns
+    -------
+    ConvGeometry
+
+    Raises
+    ------
+    TypeError
+        An argument is no integer, or no tuple of integers.
+    ValueError
+        A shape or a value breaks a rule.
+    """
+    if len(x_shape) != ndim + 2:
+        axes = _AXES[ndim]
+        _value_error(function, f"x must have shape (n, ic, {axes}), or (ic, {axes}) unbatched", x_shape)
+    if len(weight_shape) != ndim + 2:
+        rule = f"weight must have shape (oc, ic // groups, {_AXES[ndim].replace('i', 'k')})"
+        _value_error(function, rule, weight_shape)
+    n, ic, *size = x_shape
+    oc, icg, *kernel = weight_shape
+    groups = _integer(function, "groups", groups, 1)
+    if ic < 1:
+        _value_error(function, "x.shape[1] must be at least 1", ic)
+    if min(weight_shape) < 1:
+        _value_error(function, "weight must have no dimension of size 0", weight_shape)
+    if ic % groups:
+        _value_error(function, f"groups must divide x.shape[1] = {ic}", groups)
+    if icg != ic // groups:
+        _value_error(function, f"weight.shape[1] must equal x.shape[1] // groups = {ic // groups}", icg)
+    if oc % groups:
+        _value_error(function, f"groups must divide weight.shape[0] = {oc}", groups)
+
+    stride = _per_dimension(function, "stride", stride, ndim)
+    dilation = _per_dimension(function, "dilation", dilation, ndim)
+    pad = _pads(function, padding, size, kernel, stride, dilation)
+    out = []
+    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), 2):
+        padded, extent = before + i + after, (k - 1) * d + 1
+        if extent > padded:
+            rule = f"(weight.shape[{axis}] - 1) * dilation + 1 must be at most the padded x.shape[{axis}] = {padded}"
+            _value_error(function, rule, extent)
+        out.append((padded - extent) // s + 1)
+    _check_bytes(function, "the padded input", n, ic, size, pad)
+    _check_bytes(function, "the output", n, oc, out)
+    return ConvGeometry(ndim, n, ic, oc, groups, *_three_dimensional(size, kernel, stride, dilation, pad, out))
+
+
+def pool_geometry(
+    function: str,
+    ndim: int,
+    x_shape: tuple[int, ...],
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> PoolGeometry:
+    """Check a pool and work out its sizes.
+
+    Parameters
+    ----------
+    function : str
+        The name that messages begin with.
+    ndim : int
+        Number of spatial dimensions: 1, 2 or 3.
+    x_shape : tuple of int
+        ``(n, c, *in_size)``.
+    kernel_size, dilation : int or tuple of `ndim` ints
+        At least 1.
+    stride : int, tuple of `ndim` ints or None
+        At least 1; `kernel_size` where it is None.
+    padding : int, tuple of `ndim` ints or of `ndim` (before, after) pairs, "valid", "same" or "same_lower"
+        Each side smaller than the extent of the window.
+    ceil_mode : bool
+        Keep a last window that is not full, if it starts inside the input or the padding before it.
+
+    Returns
+    -------
+    PoolGeometry
+
+    Raises
+    ------
+    TypeError
+        An argument is no integer, or no tuple of integers.
+    ValueError
+        A shape or a value breaks a rule, or a window would hold padding alone.
+    """
+    if len(x_shape) != ndim + 2:
+        axes = _AXES[ndim]
+        _value_error(function, f"x must have shape (n, c, {axes}), or (c, {axes}) unbatched", x_shape)
+    n, c, *size = x_shape
+    if min(size) < 1:
+        _value_error(function, "x must have no spatial dimension of size 0", x_shape)
+    check_flag(function, "ceil_mode", ceil_mode)
+    kernel = _per_dimension(function, "kernel_size", kernel_size, ndim)
+    stride = kernel if stride is None else _per_dimension(function, "stride", stride, ndim)
+    dilation = _per_dimension(function, "dilation", dilation, ndim)
+    pad = _pads(function, padding, size, kernel, stride, dilation)
+    out = []
+    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), 2):
+        padded, extent = before + i + after, (k - 1) * d + 1
+        if max(before, after) >= extent:
+            _value_error(
+                function, f"padding must be less than (kernel_size - 1) * dilation + 1 = {extent}", max(before, after)
+            )
+        o = (padded - extent + (s - 1 if ceil_mode else 0)) // s + 1
+        if o < 1:
+            rule = f"(kernel_size - 1) * dilation + 1 must be at most the padded x.shape[{axis}] = {padded}"
+            _value_error(function, rule, extent)
+        if ceil_mode and (o - 1) * s >= before + i:
+            o -= 1
+        # Only a window that starts before the input can step over it; start % d is its first tap from 0 on.
+        if i < d and any(start % d >= i for start in range(-before, 0, s)[:o]):
+            _value_error(function, f"dilation must leave each window an element of x.shape[{axis}] = {i}", d)
+        out.append(o)
+    _check_bytes(function, "the padded input", n, c, size, pad)
+    _check_bytes(function, "the output", n, c, out)
+    return PoolGeometry(ndim, n, c, *_three_dimensional(size, kernel, stride, dilation, pad, out))
+
+
+def plain(function: str, name: str, value: Any) -> Any:
+    """Return an option as int, str or tuple of these, so that it is hashable and equal keys have equal meaning.
+
+    Any integer becomes an int and any list a tuple; bools and floats, equal to ints and of the same hash, are refused.
+    """
+    kind = type(value)
+    if kind is int or kind is str:
+        return value
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            if type(item) is not int:
+                return tuple([plain(function, name, item) for item in value])
+        return tuple(value)
+    if kind is not bool:
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{function}: {name} must be an integer or a tuple of integers, got {value!r}")
+
+
+def activation_code(function: str, activation: Any) -> tuple[int, float]:
+    """Return the kernels' code and slope of an activation."""
+    if activation is None:
+        return 0, 0.0
+    if isinstance(activation, str) and activation in ACTIVATIONS and activation != "leaky_relu":
+        return ACTIVATIONS[activation], 0.0
+    match activation:
+        case ("leaky_relu", Real() as slope) if type(slope) is not bool and math.isfinite(slope):
+            return ACTIVATIONS["leaky_relu"], float(slope)
+    names = ", ".join(repr(name) for name in ACTIVATIONS if name != "leaky_relu")
+    error = ValueError if isinstance(activation, (str, tuple)) else TypeError
+    raise error(f'{function}: activation must be None, {names} or ("leaky_relu", slope), got {activation!r}')
+
+
+def check_algorithm(function: str, algorithm: Any) -> None:
+    """Check the name of an algorithm."""
+    if not isinstance(algorithm, str):
+        raise TypeError(f"{function}: algorithm must be a string, got {algorithm!r}")
+    if algorithm not in ALGORITHMS:
+        _value_error(function, f"algorithm must be {' or '.join(map(repr, ALGORITHMS))}", repr(algorithm))
+
+
+def check_flag(function: str, name: str, value: Any) -> None:
+    """Check that an option is a bool; 1, say, would be an argument in the wrong place."""
+    if type(value) is not bool:
+        raise TypeError(f"{function}: {name} must be a bool, got {value!r}")
+
+
+def check_divisor(function: str, divisor: Any) -> int:
+    """Return a divisor override as int, not 0."""
+    divisor = plain(function, "divisor_override", divisor)
+    if type(divisor) is not int:
+        raise TypeError(f"{function}: divisor_override must be an integer or None, got {divisor!r}")
+    if not 0 < abs(divisor) <= MAX_INT:
+        _value_error(function, f"divisor_override must not be 0 and its magnitude at most {MAX_INT}", divisor)
+    return divisor
+
+
+def check_shape(function: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...], of: str) -> None:
+    """Check a shape against `expected`, that of `of`."""
+    if shape != expected:
+        _value_error(function, f"{name}.shape must equal {of} = {expected}", shape)
+
+
+def check_input_shape(function: str, ndim: int, shape: Any) -> tuple[int, ...]:
+    """Return the shape of a pool's input, batched or not, as a tuple of `ndim` + 1 or `ndim` + 2 ints."""
+    sizes = plain(function, "input_shape", shape)
+    if type(sizes) is not tuple or any(type(size) is not int for size in sizes):
+        raise TypeError(f"{function}: input_shape must be a tuple of integers, got {shape!r}")
+    if len(sizes) not in (ndim + 1, ndim + 2) or min(sizes) < 0:
+        rule = f"input_shape must be (n, c, {_AXES[ndim]}), or (c, {_AXES[ndim]}) unbatched, of sizes >= 0"
+        _value_error(function, rule, shape)
+    return sizes
+
+
+def check_mask(function: str, output_mask: Any) -> None:
+    """Check that three bools say which gradients are wanted."""
+    if not isinstance(output_mask, (tuple, list)) or any(type(wanted) is not bool for wanted in output_mask):
+        raise TypeError(f"{function}: output_mask must be a tuple of three bools, got {output_mask!r}")
+    if len(output_mask) != 3:
+        _value_error(function, "output_mask must have three elements", len(output_mask))
+
+
+def check_outs(function: str, out: Any, output_mask: tuple[bool, bool, bool]) -> tuple[Any, Any, Any]:
+    """Return the three destinations of a backward pass, each an array or None, None where it is masked out."""
+    if not isinstance(out, (tuple, list)):
+        raise TypeError(f"{function}: out must be a tuple of three arrays or None, got {type(out).__name__}")
+    if len(out) != 3:
+        _value_error(function, "out must have three elements", len(out))
+    for i, (array, wanted) in enumerate(zip(out, output_mask, strict=True)):
+        if array is not None and not wanted:
+            _value_error(function, f"out[{i}] must be None where output_mask[{i}] is False", type(array).__name__)
+    return tuple(out)
+
+
+def array_error(function: str, name: str, value: Any, reason: object = None) -> NoReturn:
+    """Refuse what is no array in the CPU's memory."""
+    because = f": {reason}" if reason else ""
+    raise TypeError(f"{function}: {name} must be an array in CPU memory, got {type(value).__name__}{because}")
+
+
+def check_dtype(function: str, name: str, dtype: Any) -> None:
+    """Check that a dtype is float32 or float64, of any byte order."""
+    if dtype.char not in "fd":
+        hint = "" if dtype.kind not in "biuf" else f"; cast with {name}.astype(np.float32)"
+        raise TypeError(f"{function}: {name}.dtype must be float32 or float64, got {dtype}{hint}")
+
+
+def check_same_dtype(function: str, name: str, dtype: Any, expected: Any, of: str = "x") -> None:
+    """Check that a dtype is, but for its byte order, that of the argument `of`."""
+    if dtype.char != expected.char:
+        hint = f"cast with {name}.astype(np.{expected.name})"
+        raise TypeError(f"{function}: {name}.dtype must equal {of}.dtype = {expected.name}, got {dtype.name}; {hint}")
+
+
+def check_indices_dtype(function: str, dtype: Any) -> None:
+    """Check that the indices of a max pool are int64, of any byte order."""
+    if dtype.kind != "i" or dtype.itemsize != 8:
+        hint = "cast with indices.astype(np.int64)"
+        raise TypeError(f"{function}: indices.dtype must be int64, got {dtype}; {hint}")
+
+
+def check_out(function: str, name: str, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Check that a destination has the result's shape and type and takes it."""
+    if out.dtype.char != dtype.char:
+        raise TypeError(f"{function}: {name}.dtype must equal the result's, {dtype.name}, got {out.dtype}")
+    check_shape(function, name, out.shape, shape, "the result's shape")
+    if not out.flags.writeable:
+        _value_error(function, f"{name} must be writeable", "a read-only array")
+
+
+def check_inplace(function: str, x: Any, out: Any, array_type: type) -> None:
+    """Check that `x` may be its own destination."""
+    if not isinstance(x, array_type):
+        raise TypeError(f"{function}: x must be a {array_type.__name__} where inplace is True, got {type(x).__name__}")
+    if out is not None and out is not x:
+        _value_error(function, "out must be None or x where inplace is True", "another array")
+
+
+def overlap_error(function: str, name: str, other: str) -> NoReturn:
+    """Refuse a destination that shares memory with another argument."""
+    _value_error(function, f"{name} must not share memory with {other}", "overlapping arrays")
+
+
+def indices_error(function: str, outside: int) -> NoReturn:
+    """Refuse indices that no pool of this geometry gives."""
+    _value_error(function, "indices must each lie inside their window", f"{outside} outside")
+
+
+def linear_sizes(function: str, x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return (rows, in_features, out_features) of ``x @ weight.T``."""
+    if len(weight_shape) != 2 or min(weight_shape) < 1:
+        _value_error(function, "weight must have shape (out_features, in_features), both at least 1", weight_shape)
+    if not x_shape:
+        _value_error(function, "x must have shape (..., in_features)", x_shape)
+    out_features, in_features = weight_shape
+    if x_shape[-1] != in_features:
+        _value_error(function, f"weight.shape[1] must equal x.shape[-1] = {x_shape[-1]}", in_features)
+    _check_bytes(function, "the output", 1, out_features, x_shape[:-1])
+    return math.prod(x_shape[:-1]), in_features, out_features
+
+
+def _value_error(function: str, rule: str, got: object) -> NoReturn:
+    raise ValueError(f"{function}: {rule}, got {got}")
+
+
+def _integer(function: str, name: str, value: Any, minimum: int) -> int:
+    number = plain(function, name, value)
+    if type(number) is not int:
+        raise TypeError(f"{function}: {name} must be an integer, got {value!r}")
+    if number < minimum:
+        _value_error(function, f"{name} must be at least {minimum}", value)
+    if number > MAX_INT:
+        _value_error(function, f"{name} must be at most {MAX_INT}", value)
+    return number
+
+
+def _per_dimension(function: str, name: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """Return one int >= 1 per dimension; an int or a tuple of one stands for all."""
+    numbers = plain(function, name, value)
+    if type(numbers) is not tuple:
+        return (_integer(function, name, numbers, 1),) * ndim
+    if len(numbers) == 1:
+        numbers *= ndim
+    if len(numbers) != ndim:
+        _value_error(function, f"{name} must be an integer or have {ndim} elements", value)
+    return tuple([_integer(function, name, number, 1) for number in numbers])
+
+
+def _pads(function: str, padding: Any, size, kernel, stride, dilation) -> tuple[tuple[int, int], ...]:
+    """Return one (before, after) pair per dimension."""
+    ndim = len(size)
+    pads = plain(function, "padding", padding)
+    if pads == "valid":
+        return ((0, 0),) * ndim
+    if pads in ("same", "same_lower"):
+        totals = [
+            max((-(-i // s) - 1) * s + (k - 1) * d + 1 - i, 0)
+            for i, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+        ]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+        return tuple(pairs if pads == "same" else [pair[::-1] for pair in pairs])
+    if type(pads) is str:
+        _value_error(function, 'padding must be "valid", "same" or "same_lower" where it is a string', repr(padding))
+    if type(pads) is int:
+        pads = (pads,)
+    if len(pads) == 1:
+        pads *= ndim
+    pairs = [(pair, pair) if type(pair) is int else pair for pair in pads]
+    if len(pairs) != ndim or any(type(pair) is str or len(pair) != 2 for pair in pairs):
+        rule = f"padding must be an integer, {ndim} integers or {ndim} (before, after) pairs"
+        _value_error(function, rule, repr(padding))
+    return tuple([tuple([_integer(function, "padding", side, 0) for side in pair]) for pair in pairs])
+
+
+def _three_dimensional(size, kernel, stride, dilation, pad, out) -> Iterable[tuple]:
+    """Prepend the dimensions that (d, h, w) has and these lack."""
+    lacking = 3 - len(size)
+    values = (size, 1), (kernel, 1), (stride, 1), (dilation, 1), (pad, (0, 0)), (out, 1)
+    return [(fill,) * lacking + tuple(value) for value, fill in values]
+
+
+def _check_bytes(function: str, what: str, n: int, channels: int, size, pad=()) -> None:
+    """Check that every offset into an array is a 64-bit number, in bytes too; no empty dimension excuses it."""
+    extents = [before + i + after for i, (before, after) in zip(size, pad or ((0, 0),) * len(size), strict=True)]
+    if math.prod(max(extent, 1) for extent in (n, channels, *extents)) > MAX_BYTES // MAX_ITEMSIZE:
+        _value_error(function, f"{what} must fit in 2**63 - 1 bytes", f"shape {(n, channels, *extents)}")
