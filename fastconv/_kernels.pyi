@@ -1,0 +1,93 @@
+"""The compiled core (``src/_kernels.pyx``): drivers over the SIMD kernels.
+
+Arrays are validated by ``functional``: C-contiguous, aligned, native byte order, one type, of the sizes that the plan was
+made for. Rank 4 is (n, c, d * h, w). Sizes of plans are (d, h, w).
+"""
+
+from typing import Literal
+
+from numpy import float32, float64, int64
+from numpy.typing import NDArray
+
+Real = NDArray[float32] | NDArray[float64]
+Size = tuple[int, int, int]
+TypeChar = Literal["f", "d"]
+
+ISAS: tuple[str, ...]
+
+class ConvPlan:
+    flops: float
+    blocking: tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int, int]]
+    def __init__(
+        self,
+        type: TypeChar,
+        isa: int,
+        n: int,
+        ic: int,
+        oc: int,
+        groups: int,
+        in_size: Size,
+        out_size: Size,
+        kernel: Size,
+        stride: Size,
+        dilation: Size,
+        pad: Size,
+        output_blocking: tuple[int, int, int],
+        gradient_blocking: tuple[int, int, int],
+        weight_blocking: tuple[int, int, int, int],
+    ) -> None: ...
+
+class PoolPlan:
+    def __init__(
+        self,
+        planes: int,
+        in_size: Size,
+        out_size: Size,
+        kernel: Size,
+        stride: Size,
+        dilation: Size,
+        pad_before: Size,
+        count_include_pad: int = 1,
+        divisor: int = 0,
+        pad_after: Size = (0, 0, 0),
+    ) -> None: ...
+
+def conv_output(
+    plan: ConvPlan,
+    x: Real,
+    weight: Real,
+    bias: Real | None,
+    residual: Real | None,
+    out: Real,
+    activation: int = 0,
+    slope: float = 0,
+) -> None: ...
+def conv_input_gradient(plan: ConvPlan, grad_output: Real, weight: Real, grad_input: Real) -> None: ...
+def conv_weight_gradient(
+    plan: ConvPlan, grad_output: Real, x: Real, grad_weight: Real, grad_bias: Real | None
+) -> None: ...
+def channel_sums(x: Real, y: Real) -> None: ...
+def linear_output(
+    x: Real, weight: Real, bias: Real | None, out: Real, activation: int = 0, slope: float = 0
+) -> None: ...
+def linear_input_gradient(grad_output: Real, weight: Real, grad_input: Real) -> None: ...
+def linear_weight_gradient(grad_output: Real, x: Real, grad_weight: Real, grad_bias: Real | None) -> None: ...
+def max_pool(plan: PoolPlan, x: Real, y: Real, index: NDArray[int64] | None) -> None: ...
+def max_pool_backward(plan: PoolPlan, g: Real, index: NDArray[int64], gx: Real) -> int: ...
+def avg_pool(plan: PoolPlan, x: Real, y: Real) -> None: ...
+def avg_pool_backward(plan: PoolPlan, g: Real, gx: Real) -> None: ...
+def relu(x: Real, y: Real) -> None: ...
+def relu_backward(g: Real, x: Real, y: Real) -> None: ...
+def available_isas() -> tuple[str, ...]: ...
+def build_info() -> dict[str, object]: ...
+def register_tile(isa: int, type: TypeChar) -> tuple[int, int, int]: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def swap_local_threads(n: int) -> int: ...
+def set_isa(isa: int) -> None: ...
+def get_isa() -> int: ...
+def swap_local_isa(isa: int) -> int: ...
+def empty_cache() -> None: ...
+def cached_bytes() -> int: ...
+def fma_peak(type: TypeChar = "f", seconds: float = 0.02, threads: int = 1) -> float: ...
+def micro_kernel_rate(type: TypeChar = "f", seconds: float = 0.02, k: int = 256) -> float: ...
