@@ -119,7 +119,7 @@ def _check_overlap(function: str, name: str, out: Any, others: dict[str, Any]) -
     for other, value in others.items():
         if value is None or isinstance(value, (list, tuple)):
             continue
-        if np.may_share_memory(out, _array(function, other, value), max_work=_OVERLAP_EFFORT):
+        if np.may_share_memory(out, _array(function, other, value), _OVERLAP_EFFORT):
             geometry.overlap_error(function, name, other)
 
 
@@ -180,13 +180,14 @@ def _of_rank(ndim: int, core: Callable[Concatenate[str, int, _P], _R]) -> Callab
     operator.__signature__ = signature.replace(parameters=list(signature.parameters.values())[2:])
     operator.__name__ = operator.__qualname__ = name
     operator.__doc__ = core.__doc__
+    core.__qualname__ = f"{family}Nd{backward}"  # what Python names where an argument is missing
     return operator
 
 
 def _plain_options(function: str, names: tuple[str, ...], options: tuple) -> tuple:
     """Return options of which equal ones mean the same: as they come, 1, True and 1.0 are equal, and a list no key."""
     for option in options:
-        if type(option) is not int:
+        if type(option) is not int and (type(option) is not tuple or any(type(item) is not int for item in option)):
             return tuple([geometry.plain(function, *item) for item in zip(names, options, strict=True)])
     return options
 

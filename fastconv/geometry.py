@@ -11,7 +11,8 @@ Along one dimension, output position ``o`` reads the taps ``k`` of its window fr
     out = (before + in + after - extent) // stride + 1
 
 Geometries store sizes as (d, h, w) whatever the rank: the dimensions that a 1-D or 2-D operator lacks have size 1,
-kernel 1, stride 1, dilation 1 and no padding, so that kernels know one form.
+kernel 1, stride 1, dilation 1 and no padding, so that kernels know one form. A step that is never taken is 1 too: the
+stride of a single window, the dilation of a single tap. So every step is at most the size of the padded input.
 
 Messages read ``function: argument rule, got value``. Types that are wrong are a TypeError, shapes and values a
 ValueError. This module knows arrays by their attributes only.
@@ -172,7 +173,7 @@ def conv_geometry(
     dilation = _per_dimension(function, "dilation", dilation, ndim)
     pad = _pads(function, padding, size, kernel, stride, dilation)
     out = []
-    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), 2):
+    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), -ndim):
         padded, extent = before + i + after, (k - 1) * d + 1
         if extent > padded:
             rule = f"(weight.shape[{axis}] - 1) * dilation + 1 must be at most the padded x.shape[{axis}] = {padded}"
@@ -227,15 +228,16 @@ def pool_geometry(
         axes = _AXES[ndim]
         _value_error(function, f"x must have shape (n, c, {axes}), or (c, {axes}) unbatched", x_shape)
     n, c, *size = x_shape
+    shape = "input_shape" if function.endswith("_backward") else "x.shape"
     if min(size) < 1:
-        _value_error(function, "x must have no spatial dimension of size 0", x_shape)
+        _value_error(function, f"{shape} must have no spatial dimension of size 0", x_shape)
     check_flag(function, "ceil_mode", ceil_mode)
     kernel = _per_dimension(function, "kernel_size", kernel_size, ndim)
     stride = kernel if stride is None else _per_dimension(function, "stride", stride, ndim)
     dilation = _per_dimension(function, "dilation", dilation, ndim)
     pad = _pads(function, padding, size, kernel, stride, dilation)
     out = []
-    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), 2):
+    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), -ndim):
         padded, extent = before + i + after, (k - 1) * d + 1
         if max(before, after) >= extent:
             _value_error(
@@ -243,13 +245,13 @@ def pool_geometry(
             )
         o = (padded - extent + (s - 1 if ceil_mode else 0)) // s + 1
         if o < 1:
-            rule = f"(kernel_size - 1) * dilation + 1 must be at most the padded x.shape[{axis}] = {padded}"
+            rule = f"(kernel_size - 1) * dilation + 1 must be at most the padded {shape}[{axis}] = {padded}"
             _value_error(function, rule, extent)
         if ceil_mode and (o - 1) * s >= before + i:
             o -= 1
         # Only a window that starts before the input can step over it; start % d is its first tap from 0 on.
         if i < d and any(start % d >= i for start in range(-before, 0, s)[:o]):
-            _value_error(function, f"dilation must leave each window an element of x.shape[{axis}] = {i}", d)
+            _value_error(function, f"dilation must leave each window an element of {shape}[{axis}] = {i}", d)
         out.append(o)
     _check_bytes(function, "the padded input", n, c, size, pad)
     _check_bytes(function, "the output", n, c, out)
@@ -391,7 +393,7 @@ def check_out(function: str, name: str, out: Any, shape: tuple[int, ...], dtype:
 def check_inplace(function: str, x: Any, out: Any, array_type: type) -> None:
     """Check that `x` may be its own destination."""
     if not isinstance(x, array_type):
-        raise TypeError(f"{function}: x must be a {array_type.__name__} where inplace is True, got {type(x).__name__}")
+        raise TypeError(f"{function}: x must be a numpy.ndarray where inplace is True, got {type(x).__name__}")
     if out is not None and out is not x:
         _value_error(function, "out must be None or x where inplace is True", "another array")
 
@@ -473,8 +475,10 @@ def _pads(function: str, padding: Any, size, kernel, stride, dilation) -> tuple[
 
 
 def _three_dimensional(size, kernel, stride, dilation, pad, out) -> Iterable[tuple]:
-    """Prepend the dimensions that (d, h, w) has and these lack."""
+    """Prepend the dimensions that (d, h, w) has and these lack, and drop the steps that are never taken."""
     lacking = 3 - len(size)
+    stride = [s if o > 1 else 1 for s, o in zip(stride, out, strict=True)]
+    dilation = [d if k > 1 else 1 for d, k in zip(dilation, kernel, strict=True)]
     values = (size, 1), (kernel, 1), (stride, 1), (dilation, 1), (pad, (0, 0)), (out, 1)
     return [(fill,) * lacking + tuple(value) for value, fill in values]
 
