@@ -62,6 +62,57 @@ def weight_gradient_blocking(
     return rows, cols, SLICE, shares
 
 
+BLOCK_BYTES = 4 << 20  # of transformed tiles that pass from one phase to the next
+TASK_TILES = 64
+
+
+def winograd_blocking(n, height, width, channels, rows, r, tile, item):
+    mr, nr, lanes = tile
+    m = 7 - r
+    tiles_h, tiles_w = math.ceil(height / m), math.ceil(width / m)
+    patch_w = math.ceil(tiles_w / math.ceil(tiles_w / 16))
+    patch_h = math.ceil(tiles_h / math.ceil(tiles_h / max(1, 32 // patch_w)))
+    tiles = patch_h * patch_w
+    block = max(1, BLOCK_BYTES // (36 * tiles * channels * item))
+    task = max(1, min(block, TASK_TILES // tiles))
+    block = max(block // task, 1) * task
+    return r, patch_h, patch_w, block, task
+
+
+def winograd_passes(g, tile, item, algorithm):
+    r = g.kernel[2]
+    if g.kernel not in ((1, 3, 3), (1, 5, 5)) or g.stride != (1, 1, 1) or g.dilation != (1, 1, 1) or algorithm == "gemm":
+        return None, None, None
+    ic, oc = g.ic // g.groups, g.oc // g.groups
+    if algorithm != "winograd" and (item == 8 or ic < 16 or oc < 16):
+        return None, None, None
+    _, ih, iw = g.in_size
+    _, oh, ow = g.out_size
+    return (
+        winograd_blocking(g.n, oh, ow, ic, oc, r, tile, item),
+        winograd_blocking(g.n, ih, iw, oc, ic, r, tile, item),
+        winograd_blocking(g.n, oh, ow, ic + oc, 0, r, tile, item),
+    )
+
+
+def direct_rows(width, height, channels, step, item):
+    """Output rows a task: what keeps its input rows in 32 KiB, and never less than eight."""
+    return min(height, max(8, (32 << 10) // (channels * max(step, 1) ** 2 * (width + 4) * item)))
+
+
+def direct_passes(g, tile, item, algorithm):
+    if g.ndim == 3 or algorithm in ("gemm", "winograd"):
+        return 0, 0, 0
+    ic, oc = g.ic // g.groups, g.oc // g.groups
+    if algorithm != "direct" and not ((ic < 8 and oc < 8)):
+        return 0, 0, 0
+    return (
+        direct_rows(g.out_size[2], g.out_size[1], ic, g.stride[2], item),
+        direct_rows(g.in_size[2] // g.stride[2] + 1, g.in_size[1], oc, 1, item),
+        1,
+    )
+
+
 @lru_cache(maxsize=1024)
 def conv_plan(geometry: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _kernels.ConvPlan:
     """Return the plan of a convolution: algorithm, partition and blocking of its three passes."""
@@ -93,4 +144,6 @@ def conv_plan(geometry: ConvGeometry, type_char: str, algorithm: str, isa: str) 
             math.ceil(g.n * math.prod(in_size) / residues), ic, oc * math.ceil(taps / residues), g.groups * residues, tile, item
         ),
         weight_gradient_blocking(g, tile, item),
+        winograd_passes(g, tile, item, algorithm),
+        direct_passes(g, tile, item, algorithm),
     )

@@ -36,7 +36,7 @@ MAX_INT = 2**31 - 1  # of strides, paddings, dilations and windows: sums and pro
 MAX_BYTES = 2**63 - 1
 MAX_ITEMSIZE = 8
 
-ALGORITHMS = ("auto", "gemm")
+ALGORITHMS = ("auto", "gemm", "direct", "winograd")
 ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
 
 _AXES = {1: "iw", 2: "ih, iw", 3: "id, ih, iw"}

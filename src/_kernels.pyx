@@ -5,6 +5,9 @@
 Contents
     this file          types, ISA tables, threads, workspace, the one parallel loop
     conv_gemm.pxi      convolution by packed implicit GEMM: output, input gradient, weight gradient
+    conv_direct.pxi    convolution of few channels, pixels unpacked: the same three
+    conv_winograd.pxi  convolution by Winograd's minimal filtering: the same three
+    conv.pxi           the three passes as Python calls them, each by the algorithm of its plan
     linear.pxi         matrix products for fully connected layers, on the same micro-kernel
     pool.pxi           max and average pooling
     elementwise.pxi    ReLU, sums
@@ -19,10 +22,17 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from itertools import product
+
 cdef extern from "micro.h" nogil:
     ctypedef struct fc_run:
         int32_t col, len
         ptrdiff_t n, d, h, w
+
+    ctypedef struct fc_slot:
+        ptrdiff_t in_ "in"
+        ptrdiff_t out
+        int32_t len
 
     ctypedef struct fc_sweep:
         ptrdiff_t n, channels, rows
@@ -69,6 +79,23 @@ cdef extern from "micro.h" nogil:
         void (*max_pool_scatter)(ptrdiff_t, const void *, const int64_t *, void *) noexcept nogil
         void (*avg_pool_row)(const fc_pool_row *, void *) noexcept nogil
         void (*avg_pool_spread)(const fc_pool_row *, const void *, void *) noexcept nogil
+        void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *, void *,
+                       ptrdiff_t, ptrdiff_t, const void *) noexcept nogil
+        void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
+        void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t, const ptrdiff_t *,
+                           void *) noexcept nogil
+        void (*load_patch)(const void *, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int,
+                           void *) noexcept nogil
+        void (*store_patch)(const void *, int, int, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                            ptrdiff_t) noexcept nogil
+        void (*winograd_input)(const void *, int, int, int, int, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*winograd_filters)(int, const void *, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, int, void *,
+                                 ptrdiff_t) noexcept nogil
+        void (*winograd_gradient)(const void *, int, int, int, int, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        int (*winograd_output)(int, const void *, ptrdiff_t, ptrdiff_t, int, int, const void *, int,
+                               void *) noexcept nogil
+        int (*winograd_weights)(int, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, void *,
+                                ptrdiff_t) noexcept nogil
         double (*fma_peak)(ptrdiff_t, void *) noexcept nogil
 
     const int FC_MAX_RUNS, FC_ISAS
@@ -82,6 +109,9 @@ ctypedef fused real:
 
 include "runtime.pxi"
 include "conv_gemm.pxi"
+include "conv_direct.pxi"
+include "conv_winograd.pxi"
 include "linear.pxi"
 include "pool.pxi"
 include "elementwise.pxi"
+include "conv.pxi"

@@ -30,6 +30,18 @@ cdef struct Blocking:
     ptrdiff_t kc, panels, rows  # length of a K slice, pixel panels a block, rows a block
 
 
+cdef struct Winograd:
+    ptrdiff_t r  # 0: not used
+    ptrdiff_t tiles_h, tiles_w  # of a patch
+    ptrdiff_t block_patches, task_patches
+
+
+cdef Winograd winograd_blocking(values):
+    cdef Winograd w
+    w.r, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
+    return w
+
+
 cdef class ConvPlan:
     """Geometry and blocking of a convolution, for one ISA and type.  Immutable; built by ``algorithms.conv_plan``."""
 
@@ -44,11 +56,16 @@ cdef class ConvPlan:
     cdef fc_sweep output
     cdef fc_sweep *gradient
     cdef int gradients
+    cdef bint gradient_holes
     cdef Blocking output_blocking, gradient_blocking
+    cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight
+    cdef Winograd winograd_output, winograd_gradient, winograd_weight
     cdef ptrdiff_t wg_rows, wg_cols, wg_pixels, wg_shares  # weight gradient: ic a block, oc a block, pixels, shares
 
     def __cinit__(self, str type, int isa, ptrdiff_t n, ptrdiff_t ic, ptrdiff_t oc, ptrdiff_t groups, in_size, out_size,
-                  kernel, stride, dilation, pad, output_blocking, gradient_blocking, weight_blocking):
+                  kernel, stride, dilation, pad, output_blocking, gradient_blocking, weight_blocking,
+                  winograd=(None, None, None),
+                  direct=(0, 0, 0)):
         cdef int i
         cdef ptrdiff_t volume
         self.k = fc_tables(isa)[type == "d"]
@@ -63,11 +80,17 @@ cdef class ConvPlan:
         self.output_blocking.kc, self.output_blocking.panels, self.output_blocking.rows = output_blocking
         self.gradient_blocking.kc, self.gradient_blocking.panels, self.gradient_blocking.rows = gradient_blocking
         self.wg_rows, self.wg_cols, self.wg_pixels, self.wg_shares = weight_blocking
+        self.direct_rows, self.direct_gradient_rows, self.direct_weight = direct
+        if winograd[0]:
+            self.winograd_output = winograd_blocking(winograd[0])
+        if winograd[1]:
+            self.winograd_gradient = winograd_blocking(winograd[1])
+        if winograd[2]:
+            self.winograd_weight = winograd_blocking(winograd[2])
         self.blocking = (output_blocking, gradient_blocking, weight_blocking)
-        self.gradients = <int>(self.stride[0] * self.stride[1] * self.stride[2])
         self.tap_offsets = <int32_t *>malloc(2 * 3 * self.taps * sizeof(int32_t))
         self.tap_weights = <ptrdiff_t *>malloc(2 * self.taps * sizeof(ptrdiff_t))
-        self.gradient = <fc_sweep *>calloc(self.gradients, sizeof(fc_sweep))
+        self.gradient = <fc_sweep *>calloc(self.taps, sizeof(fc_sweep))  # at most one sweep a tap
         if self.tap_offsets == NULL or self.tap_weights == NULL or self.gradient == NULL:
             raise MemoryError("fastconv: no memory for a plan")
         self.plan_output()
@@ -100,44 +123,57 @@ cdef class ConvPlan:
                     t += 1
 
     cdef void plan_gradient(self):
-        """One sweep for each residue (r0, r1, r2) of the input index modulo the stride; every tap serves exactly one."""
+        """One sweep for each residue of the input index modulo the stride that some tap hits; a tap serves exactly one.
+
+        Elements of the other residues are zeros, which the driver writes when `gradient_holes` says that there are any.
+        """
         cdef fc_sweep *s
-        cdef ptrdiff_t r0, r1, r2, d, h, w, t = self.taps, packed = 0
+        cdef ptrdiff_t d, h, w, t = self.taps, packed = 0
         cdef ptrdiff_t plane = self.in_[0] * self.in_[1] * self.in_[2]
-        cdef int i = 0
-        for r0 in range(self.stride[0]):
-            for r1 in range(self.stride[1]):
-                for r2 in range(self.stride[2]):
-                    s = &self.gradient[i]
-                    i += 1
-                    s.n, s.channels, s.rows = self.n, self.oc, self.ic
-                    s.in_image = self.output.out_image
-                    s.out_channel, s.out_image = plane, self.output.in_image
-                    fc_set3(s.in_, self.out[0], self.out[1], self.out[2])
-                    fc_set3(s.out, ceil_div(max(self.in_[0] - r0, 0), self.stride[0]),
-                            ceil_div(max(self.in_[1] - r1, 0), self.stride[1]),
-                            ceil_div(max(self.in_[2] - r2, 0), self.stride[2]))
-                    fc_set3(s.step, 1, 1, 1)
-                    fc_set3(s.out_pixel, self.stride[0] * self.in_[1] * self.in_[2], self.stride[1] * self.in_[2],
-                            self.stride[2])
-                    s.out_base = (r0 * self.in_[1] + r1) * self.in_[2] + r2
-                    s.taps, s.weights, s.packed = self.tap_offsets + 3 * t, self.tap_weights + t, packed
-                    for d in range(self.kernel[0]):
-                        if (r0 + self.pad[0] - d * self.dilation[0]) % self.stride[0]:
-                            continue
-                        for h in range(self.kernel[1]):
-                            if (r1 + self.pad[1] - h * self.dilation[1]) % self.stride[1]:
-                                continue
-                            for w in range(self.kernel[2]):
-                                if (r2 + self.pad[2] - w * self.dilation[2]) % self.stride[2]:
-                                    continue
-                                self.tap_offsets[3 * t] = <int32_t>((r0 + self.pad[0] - d * self.dilation[0]) // self.stride[0])
-                                self.tap_offsets[3 * t + 1] = <int32_t>((r1 + self.pad[1] - h * self.dilation[1]) // self.stride[1])
-                                self.tap_offsets[3 * t + 2] = <int32_t>((r2 + self.pad[2] - w * self.dilation[2]) // self.stride[2])
-                                self.tap_weights[t] = (d * self.kernel[1] + h) * self.kernel[2] + w
-                                t += 1
-                                s.ntaps += 1
-                    packed += self.groups * packed_size(self.k, s)
+        cdef ptrdiff_t[3] residue
+        cdef int i, dim
+        groups = [{}, {}, {}]  # taps of a dimension by residue
+        for dim in range(3):
+            for d in range(self.kernel[dim]):
+                groups[dim].setdefault(self.residue(dim, d), []).append(d)
+        chosen = list(product(*[sorted(group) for group in groups]))
+        self.gradient_holes = len(chosen) < self.stride[0] * self.stride[1] * self.stride[2]
+        for residues in chosen:
+            for dim in range(3):
+                residue[dim] = residues[dim]
+            if residue[0] >= self.in_[0] or residue[1] >= self.in_[1] or residue[2] >= self.in_[2]:
+                continue
+            s = &self.gradient[self.gradients]
+            self.gradients += 1
+            s.n, s.channels, s.rows = self.n, self.oc, self.ic
+            s.in_image = self.output.out_image
+            s.out_channel, s.out_image = plane, self.output.in_image
+            fc_set3(s.in_, self.out[0], self.out[1], self.out[2])
+            fc_set3(s.out, ceil_div(self.in_[0] - residue[0], self.stride[0]), ceil_div(self.in_[1] - residue[1], self.stride[1]),
+                    ceil_div(self.in_[2] - residue[2], self.stride[2]))
+            fc_set3(s.step, 1, 1, 1)
+            fc_set3(s.out_pixel, self.stride[0] * self.in_[1] * self.in_[2], self.stride[1] * self.in_[2], self.stride[2])
+            s.out_base = (residue[0] * self.in_[1] + residue[1]) * self.in_[2] + residue[2]
+            s.taps, s.weights, s.packed = self.tap_offsets + 3 * t, self.tap_weights + t, packed
+            for d in groups[0][residue[0]]:
+                for h in groups[1][residue[1]]:
+                    for w in groups[2][residue[2]]:
+                        self.tap_offsets[3 * t] = self.gradient_offset(0, residue[0], d)
+                        self.tap_offsets[3 * t + 1] = self.gradient_offset(1, residue[1], h)
+                        self.tap_offsets[3 * t + 2] = self.gradient_offset(2, residue[2], w)
+                        self.tap_weights[t] = (d * self.kernel[1] + h) * self.kernel[2] + w
+                        t += 1
+                        s.ntaps += 1
+            packed += self.groups * packed_size(self.k, s)
+
+    cdef ptrdiff_t residue(self, int dim, ptrdiff_t tap):
+        """The input indices i = residue (mod stride) that tap `tap` contributes to."""
+        cdef ptrdiff_t r = (tap * self.dilation[dim] - self.pad[dim]) % self.stride[dim]
+        return r + self.stride[dim] if r < 0 else r
+
+    cdef int32_t gradient_offset(self, int dim, ptrdiff_t residue, ptrdiff_t tap):
+        """Output index that tap `tap` of input index `residue` belongs to."""
+        return <int32_t>((residue + self.pad[dim] - tap * self.dilation[dim]) // self.stride[dim])
 
 
 cdef inline ptrdiff_t packed_size(kernels_t k, const fc_sweep *s) noexcept nogil:
@@ -154,6 +190,7 @@ cdef struct SweepJob:
     int sweeps
     ptrdiff_t groups
     Blocking blocking
+    ptrdiff_t direct_rows  # output rows a task of conv_direct.pxi, 0: pack
     const char *x
     const char *weight
     ptrdiff_t group_stride, row_stride, channel_stride  # of the weights, in elements
@@ -335,7 +372,8 @@ cdef int conv_gemm_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[
     job.bias = NULL if bias is None else <const char *>&bias[0]
     job.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
     job.activation, job.slope = activation, slope
-    return run_sweeps(&job, plan.flops)
+    job.direct_rows = plan.direct_rows
+    return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)
 
 
 cdef int conv_gemm_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output,
@@ -348,23 +386,10 @@ cdef int conv_gemm_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_o
     job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.taps, plan.ic * plan.taps
     job.bias, job.residual = NULL, NULL
     job.activation, job.slope = 0, 0
-    return run_sweeps(&job, plan.flops)
-
-
-def conv_output(ConvPlan plan not None, x, weight, bias, residual, out, int activation=0, double slope=0):
-    """out = activation(conv(x, weight) + bias + residual)."""
-    if plan.es == 4:
-        conv_gemm_output[float](plan, x, weight, bias, residual, out, activation, slope)
-    else:
-        conv_gemm_output[double](plan, x, weight, bias, residual, out, activation, slope)
-
-
-def conv_input_gradient(ConvPlan plan not None, grad_output, weight, grad_input):
-    """grad_input = d<grad_output, conv(x, weight)> / dx."""
-    if plan.es == 4:
-        conv_gemm_input_gradient[float](plan, grad_output, weight, grad_input)
-    else:
-        conv_gemm_input_gradient[double](plan, grad_output, weight, grad_input)
+    job.direct_rows = plan.direct_gradient_rows
+    if plan.gradient_holes:
+        memset(job.out, 0, grad_input.size * plan.es)
+    return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)
 
 
 # ---- weight gradient ----
@@ -554,11 +579,3 @@ cdef int conv_gemm_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_
             memcpy(j.grad_bias, j.partial_bias, oc * j.es)
     release(arena)
     return 0
-
-
-def conv_weight_gradient(ConvPlan plan not None, grad_output, x, grad_weight, grad_bias):
-    """grad_weight = d<grad_output, conv(x, weight)> / dweight; grad_bias (or None) = sum of grad_output."""
-    if plan.es == 4:
-        conv_gemm_weight_gradient[float](plan, grad_output, x, grad_weight, grad_bias)
-    else:
-        conv_gemm_weight_gradient[double](plan, grad_output, x, grad_weight, grad_bias)

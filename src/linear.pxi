@@ -76,7 +76,7 @@ cdef int run_product(ProductJob *j) except -1:
     return 0
 
 
-cdef int product(const real[:, ::1] a, bint a_transposed, const real[:, ::1] b, bint b_transposed, const real[::1] bias,
+cdef int matrix_product(const real[:, ::1] a, bint a_transposed, const real[:, ::1] b, bint b_transposed, const real[::1] bias,
                  real[:, ::1] c, int activation, double slope) except -1:
     cdef ProductJob j
     j.k, j.es = fc_tables(fc_get_isa())[real is double], sizeof(real)
@@ -94,24 +94,24 @@ cdef int product(const real[:, ::1] a, bint a_transposed, const real[:, ::1] b, 
 def linear_output(x, weight, bias, out, int activation=0, double slope=0):
     """out[n][o] = activation(sum_i x[n][i] * weight[o][i] + bias[o])."""
     if out.dtype.char == "f":
-        product[float](x, False, weight, True, bias, out, activation, slope)
+        matrix_product[float](x, False, weight, True, bias, out, activation, slope)
     else:
-        product[double](x, False, weight, True, bias, out, activation, slope)
+        matrix_product[double](x, False, weight, True, bias, out, activation, slope)
 
 
 def linear_input_gradient(grad_output, weight, grad_input):
     """grad_input[n][i] = sum_o grad_output[n][o] * weight[o][i]."""
     if grad_input.dtype.char == "f":
-        product[float](grad_output, False, weight, False, None, grad_input, 0, 0)
+        matrix_product[float](grad_output, False, weight, False, None, grad_input, 0, 0)
     else:
-        product[double](grad_output, False, weight, False, None, grad_input, 0, 0)
+        matrix_product[double](grad_output, False, weight, False, None, grad_input, 0, 0)
 
 
 def linear_weight_gradient(grad_output, x, grad_weight, grad_bias):
     """grad_weight[o][i] = sum_n grad_output[n][o] * x[n][i]; grad_bias[o] (or None) = sum_n grad_output[n][o]."""
     if grad_weight.dtype.char == "f":
-        product[float](grad_output, True, x, False, None, grad_weight, 0, 0)
+        matrix_product[float](grad_output, True, x, False, None, grad_weight, 0, 0)
     else:
-        product[double](grad_output, True, x, False, None, grad_weight, 0, 0)
+        matrix_product[double](grad_output, True, x, False, None, grad_weight, 0, 0)
     if grad_bias is not None:
         channel_sums(grad_output[:, :, None, None], grad_bias)

@@ -14,6 +14,10 @@
 
 #include "pool.h"
 
+#include "direct.h"
+
+#include "winograd.h"
+
 static const fc_kernels FC_LOCAL(table) = {
     .isa = FC_STRING(FC_ISA),
     .mr = FC_MR,
@@ -37,5 +41,15 @@ static const fc_kernels FC_LOCAL(table) = {
     .avg_pool_row = FC_KERNEL(avg_pool_row),
     .max_pool_scatter = FC_KERNEL(max_pool_scatter),
     .avg_pool_spread = FC_KERNEL(avg_pool_spread),
+    .direct = FC_KERNEL(direct),
+    .copy_phases = FC_KERNEL(copy_phases),
+    .direct_dot = FC_KERNEL(direct_dot),
+    .load_patch = FC_KERNEL(load_patch),
+    .store_patch = FC_KERNEL(store_patch),
+    .winograd_input = FC_KERNEL(winograd_input),
+    .winograd_filters = FC_KERNEL(winograd_filters),
+    .winograd_gradient = FC_KERNEL(winograd_gradient),
+    .winograd_output = FC_KERNEL(winograd_output),
+    .winograd_weights = FC_KERNEL(winograd_weights),
     .fma_peak = FC_KERNEL(fma_peak),
 };

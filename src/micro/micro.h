@@ -38,6 +38,12 @@ typedef struct {
 
 enum { FC_MAX_RUNS = 64 }; /* >= nr of every table: one pixel a run is the worst case */
 
+/* A slot: `lanes` neighbouring output pixels, `len` of them real. */
+typedef struct {
+    ptrdiff_t in, out; /* offsets of the first in the copied rows and in the output */
+    int32_t len;
+} fc_slot;
+
 /* A sweep: one stride-`step` pass of a filter over a batch of images, the work that a packed implicit GEMM does.
  * Output pixel (d, h, w) reads input (d, h, w) * step + taps[t], zero outside the image.  A forward convolution is one
  * sweep; the input gradient of a stride-s convolution is one sweep for each of its s^n output residues. */
@@ -113,6 +119,29 @@ typedef struct {
     void (*avg_pool_row)(const fc_pool_row *p, void *y);
     void (*max_pool_scatter)(ptrdiff_t n, const void *g, const int64_t *index, void *gx);
     void (*avg_pool_spread)(const fc_pool_row *p, const void *g, void *gx);
+
+    /* Direct convolution of few channels; see direct.h */
+    void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
+                   const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias);
+    void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t before, ptrdiff_t step, ptrdiff_t pitch, void *dst);
+    void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
+                       ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
+
+    /* Winograd's transforms; see winograd.h */
+    void (*load_patch)(const void *x, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t row0,
+                       ptrdiff_t col0, int rows, int cols, void *patch);
+    void (*store_patch)(const void *patch, int rows, int cols, int channels, ptrdiff_t height, ptrdiff_t width,
+                        ptrdiff_t row0, ptrdiff_t col0, void *y, ptrdiff_t plane);
+    void (*winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *v, ptrdiff_t plane,
+                           ptrdiff_t stride);
+    void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
+                             ptrdiff_t count, int flip, void *u, ptrdiff_t plane);
+    void (*winograd_gradient)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *u, ptrdiff_t plane,
+                              ptrdiff_t stride);
+    int (*winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
+                           const void *bias, int lanes, void *patch);
+    int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes, void *w,
+                            ptrdiff_t row_stride);
 
     /* fused multiply-adds in registers: returns the number of floating-point operations done */
     double (*fma_peak)(ptrdiff_t repeats, void *sink);

@@ -15,6 +15,16 @@ FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first, ptrdif
     *last = hi < kernel ? hi : kernel;
 }
 
+/* The window's taps along w that fall inside the image for at least one of outputs [o, o + lanes): [first, last) */
+#define clip_taps_w FC_LOCAL(clip_taps_w)
+FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first, ptrdiff_t *last) {
+    const ptrdiff_t dilation = p->dilation[2], w = p->start[2] + o * p->step;
+    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+    const ptrdiff_t lo = ceil_div(-w - (left - 1) * p->step, dilation), hi = ceil_div(p->in[2] - w, dilation);
+    *first = lo > 0 ? lo : 0;
+    *last = hi < p->kernel[2] ? hi : p->kernel[2];
+}
+
 /* Lanes p[lane * step] for lanes [lo, hi), zeros elsewhere */
 #define load_lanes FC_LOCAL(load_lanes)
 FC_INLINE vec load_lanes(const REAL *p, ptrdiff_t step, ptrdiff_t lo, ptrdiff_t hi) {
@@ -46,11 +56,12 @@ FC_INLINE void clip_lanes(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t iw, ptrdi
 
 #define max_pool_vectors FC_LOCAL(max_pool_vectors)
 FC_INLINE void max_pool_vectors(const fc_pool_row *p, REAL *y, int64_t *index, const int indexed) {
-    ptrdiff_t d0, d1, h0, h1;
+    ptrdiff_t d0, d1, h0, h1, w0, w1;
     clip_taps(p, 0, &d0, &d1);
     clip_taps(p, 1, &h0, &h1);
     for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
         const ptrdiff_t w = p->start[2] + o * p->step;
+        clip_taps_w(p, o, &w0, &w1);
         vec best = vec_splat(-FC_INFINITY);
         ivec where = {0}, seen = {0}; /* offset of the maximum from the window's first element */
         for (ptrdiff_t kd = d0; kd < d1; kd++)
@@ -58,7 +69,7 @@ FC_INLINE void max_pool_vectors(const fc_pool_row *p, REAL *y, int64_t *index, c
                 const ptrdiff_t above = kd * p->dilation[0] * p->in[1] + kh * p->dilation[1];
                 const REAL *row = (const REAL *)p->x +
                                   (p->start[0] * p->in[1] + p->start[1] + above) * p->in[2] + w;
-                for (ptrdiff_t kw = 0; kw < p->kernel[2]; kw++) {
+                for (ptrdiff_t kw = w0; kw < w1; kw++) {
                     const ptrdiff_t iw = kw * p->dilation[2];
                     ptrdiff_t lo, hi;
                     clip_lanes(p, o, w + iw, &lo, &hi);
@@ -120,18 +131,19 @@ FC_INLINE vec divisors(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t dh) {
 
 static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y_) {
     REAL *y = y_;
-    ptrdiff_t d0, d1, h0, h1;
+    ptrdiff_t d0, d1, h0, h1, w0, w1;
     clip_taps(p, 0, &d0, &d1);
     clip_taps(p, 1, &h0, &h1);
     const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
     for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
         const ptrdiff_t w = p->start[2] + o * p->step;
+        clip_taps_w(p, o, &w0, &w1);
         vec sum = {0};
         for (ptrdiff_t kd = d0; kd < d1; kd++)
             for (ptrdiff_t kh = h0; kh < h1; kh++) {
                 const REAL *row = (const REAL *)p->x +
                                   ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2] + w;
-                for (ptrdiff_t kw = 0; kw < p->kernel[2]; kw++) {
+                for (ptrdiff_t kw = w0; kw < w1; kw++) {
                     ptrdiff_t lo, hi;
                     clip_lanes(p, o, w + kw, &lo, &hi);
                     sum += load_lanes(row + kw, p->step, lo, hi);
@@ -145,18 +157,19 @@ static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y_) {
 /* The mean's gradient: every element of a window receives g / divisor. */
 static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, void *gx) {
     const REAL *g = g_;
-    ptrdiff_t d0, d1, h0, h1;
+    ptrdiff_t d0, d1, h0, h1, w0, w1;
     clip_taps(p, 0, &d0, &d1);
     clip_taps(p, 1, &h0, &h1);
     const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
     for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
         const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
         const ptrdiff_t w = p->start[2] + o * p->step;
+        clip_taps_w(p, o, &w0, &w1);
         const vec share = vec_load_bits(g + o, bits_range(0, left)) / divisors(p, o, dh);
         for (ptrdiff_t kd = d0; kd < d1; kd++)
             for (ptrdiff_t kh = h0; kh < h1; kh++) {
                 REAL *row = (REAL *)gx + ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2] + w;
-                for (ptrdiff_t kw = 0; kw < p->kernel[2]; kw++) {
+                for (ptrdiff_t kw = w0; kw < w1; kw++) {
                     ptrdiff_t lo, hi;
                     clip_lanes(p, o, w + kw, &lo, &hi);
                     if (p->step == 1) {

@@ -1,0 +1,295 @@
+"""Convolution by Winograd's minimal filtering, r x r with r = 3 or 5, stride 1: output, input gradient, weight gradient.
+
+    U[p][k][c]    = (G g G^T)[p]       filters, p = 0 .. 35 the points of a tile (micro/winograd.h)
+    V[p][t][c]    = (B^T d B)[p]       tiles t of the image, m x m outputs each, m = 7 - r
+    M[p][t][k]    = sum_c V[p][t][c] * U[p][k][c]          36 matrix products
+    Y             = A^T M A
+
+The input gradient is the same with turned filters and r - 1 - pad.  In the weight gradient tiles of dY stand for filters:
+
+    dU[p][c][k]  += sum_t V[p][t][c] * D[p][t][k],  D = G' dY G'^T,      dW = A'^T dU A'
+
+Lanes are channels: V and D are operands of the micro-kernel as they leave the transforms.  Tiles are numbered patch by patch,
+a patch being a rectangle of tiles_h x tiles_w tiles of one image (tiles beyond the border are zeros and are not stored).
+A block of patches goes through two phases, each with its tasks:
+
+    1. task = a patch x some channels         image -> patch, transposed -> V (and D), shared by all threads
+    2. task = some patches x a panel of nr    36 products into the thread's own M, which stays in L2 -> Y
+       weight gradient: task = a point x some channels: dU[p] += V[p]^T D[p]
+
+Planes [p] lie an odd number of cache lines apart, or 36 streams would fall into the same sets.  A result that is not finite may
+come from an overflow or NaN that belongs to other pixels of its tile: the call is then done again by packed GEMM.
+"""
+
+cdef enum:
+    POINTS = 36
+
+
+cdef struct WinogradJob:
+    kernels_t k
+    size_t es
+    Winograd w
+    ptrdiff_t m, group, groups
+    ptrdiff_t n, channels, rows  # of a group: summed over, computed
+    ptrdiff_t in_h, in_w, out_h, out_w, pad_h, pad_w
+    ptrdiff_t patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
+    ptrdiff_t chunk  # channels a task of phase 1
+    const char *x
+    const char *weight
+    ptrdiff_t row_stride, channel_stride  # of the weights, in elements
+    int flip
+    const char *bias
+    const char *residual
+    char *y
+    int activation
+    double slope
+    bint accumulate
+    int finite
+    char *u
+    char *v
+    char *d
+    ptrdiff_t u_plane, v_plane, v_stride, d_plane, m_plane, u_stride  # in elements
+    size_t patch_size  # part of a thread's scratch, in bytes
+
+
+cdef inline ptrdiff_t odd_lines(ptrdiff_t elements, size_t es) noexcept nogil:
+    """Elements of a plane of at least `elements`, an odd number of cache lines long."""
+    return (ceil_div(elements * es, 64) | 1) * 64 // es
+
+
+cdef inline ptrdiff_t patch_tiles(const WinogradJob *j) noexcept nogil:
+    return j.w.tiles_h * j.w.tiles_w
+
+
+cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: U of one vector of rows and a chunk of channels."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row = task // chunks * j.k.lanes
+    j.k.winograd_filters(<int>j.w.r, j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride,
+                         j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk, j.channels - c), j.flip,
+                         j.u + ((row // j.k.nr * j.channels + c) * j.k.nr + row % j.k.nr) * j.es, j.u_plane)
+
+
+cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, ptrdiff_t *n, ptrdiff_t *h, ptrdiff_t *w) noexcept nogil:
+    """Image and first output pixel of a patch."""
+    n[0] = patch // (j.patches_h * j.patches_w)
+    h[0] = patch // j.patches_w % j.patches_h * j.w.tiles_h * j.m
+    w[0] = patch % j.patches_w * j.w.tiles_w * j.m
+
+
+cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: V of one patch of the block and a chunk of channels."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks, plane = j.in_h * j.in_w, n, h, w, c
+    cdef int rows = <int>(j.w.tiles_h * j.m + j.w.r - 1), cols = <int>(j.w.tiles_w * j.m + j.w.r - 1)
+    patch_position(j, j.patch0 + patch, &n, &h, &w)
+    for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.channels) by j.k.lanes:
+        j.k.load_patch(j.x + ((n * j.groups + j.group) * j.channels + c) * plane * j.es, plane,
+                       <int>min(<ptrdiff_t>j.k.lanes, j.channels - c), j.in_h, j.in_w, h - j.pad_h, w - j.pad_w, rows, cols,
+                       scratch)
+        j.k.winograd_input(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
+                           j.v + (patch * patch_tiles(j) * j.v_stride + c) * j.es, j.v_plane, j.v_stride)
+
+
+cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: the outputs of task_patches patches of the block and a panel of nr rows."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef kernels_t k = j.k
+    cdef size_t es = j.es
+    cdef ptrdiff_t blocks = ceil_div(j.count, j.w.task_patches), nr = k.nr, plane = j.out_h * j.out_w
+    cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
+    cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, j.rows - row0), tiles = (patch1 - patch0) * patch_tiles(j)
+    cdef ptrdiff_t p, i, l, n, h, w, at, patch, zero = 0
+    cdef ptrdiff_t[16] row
+    cdef int lanes, height, width
+    cdef char *products = scratch + j.patch_size
+    cdef const char *v = j.v + patch0 * patch_tiles(j) * j.v_stride * es
+    cdef char *y
+    for i in range(16):
+        row[i] = i * j.v_stride
+    for p in range(POINTS):
+        for i from 0 <= i < tiles by k.mr:
+            k.gemm_rows(1, &zero, j.channels, v + (p * j.v_plane + i * j.v_stride) * es, row, 1,
+                        j.u + (p * j.u_plane + row0 * j.channels) * es, products + (p * j.m_plane + i * nr) * es, nr,
+                        <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, 0)
+    for patch in range(patch0, patch1):
+        patch_position(j, j.patch0 + patch, &n, &h, &w)
+        height, width = <int>min(j.w.tiles_h * j.m, j.out_h - h), <int>min(j.w.tiles_w * j.m, j.out_w - w)
+        for l from 0 <= l < cols by k.lanes:
+            lanes = <int>min(<ptrdiff_t>k.lanes, cols - l)
+            at = (n * j.groups + j.group) * j.rows + row0 + l
+            if not k.winograd_output(<int>j.m, products + ((patch - patch0) * patch_tiles(j) * nr + l) * es, j.m_plane, nr,
+                                     <int>j.w.tiles_h, <int>j.w.tiles_w,
+                                     NULL if j.bias == NULL else j.bias + (row0 + l) * es, lanes, scratch):
+                j.finite = 0
+            k.store_patch(scratch, <int>(j.w.tiles_h * j.m), <int>(j.w.tiles_w * j.m), lanes, j.out_h, j.out_w, h, w,
+                          j.y + at * plane * es, plane)
+            if j.activation or j.residual != NULL:
+                for i in range(height):
+                    y = j.y + (at * plane + (h + i) * j.out_w + w) * es
+                    k.epilogue(y, plane, lanes, width, NULL, NULL if j.residual == NULL else j.residual + (y - j.y),
+                               j.activation, j.slope)
+
+
+cdef void plan_patches(WinogradJob *j) noexcept nogil:
+    j.m = 7 - j.w.r
+    j.patches_h = ceil_div(j.out_h, j.w.tiles_h * j.m)
+    j.patches_w = ceil_div(j.out_w, j.w.tiles_w * j.m)
+    j.patches = j.n * j.patches_h * j.patches_w
+    j.w.block_patches = min(j.w.block_patches, j.patches)
+    j.v_stride = ceil_div(j.channels, j.k.lanes) * j.k.lanes
+    j.v_plane = odd_lines(j.w.block_patches * patch_tiles(j) * j.v_stride, j.es)
+    j.chunk = 4 * j.k.lanes
+    j.patch_size = aligned((j.w.tiles_h * j.m + j.w.r - 1) * (j.w.tiles_w * j.m + j.w.r - 1) * j.k.lanes * j.es)
+    j.finite = 1
+
+
+cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights) except -1:
+    """Y of all groups; returns whether all of it is finite."""
+    cdef ptrdiff_t panels, tiles, chunks, u_size
+    cdef int threads = fc_get_threads(), g
+    plan_patches(j)
+    panels = ceil_div(j.rows, j.k.nr)
+    tiles = min(j.w.task_patches, j.w.block_patches) * patch_tiles(j)
+    chunks = ceil_div(j.channels, j.chunk)
+    j.u_plane = odd_lines(panels * j.channels * j.k.nr, j.es)
+    j.m_plane = odd_lines(tiles * j.k.nr, j.es)
+    cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)
+    cdef size_t scratch = j.patch_size + aligned(POINTS * j.m_plane * j.es)
+    cdef Arena arena = lease(u + v + threads * scratch)
+    cdef const char *weight = j.weight
+    cdef const char *bias = j.bias
+    j.u = <char *>arena.memory
+    j.v = j.u + u
+    with nogil:
+        for g in range(j.groups):
+            j.group = g
+            j.weight = weight + g * group_weights * j.es
+            j.bias = NULL if bias == NULL else bias + g * j.rows * j.es
+            run_tasks(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            j.patch0 = 0
+            while j.patch0 < j.patches and j.finite:
+                j.count = min(j.w.block_patches, j.patches - j.patch0)
+                run_tasks(image_task, j, j.count * chunks, threads, j.v + v, scratch)
+                run_tasks(product_tiles_task, j, ceil_div(j.count, j.w.task_patches) * panels, threads, j.v + v, scratch)
+                j.patch0 += j.count
+    release(arena)
+    return j.finite
+
+
+cdef int conv_winograd_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight,
+                              const real[::1] bias, const real[:, :, :, ::1] residual, real[:, :, :, ::1] out,
+                              int activation, double slope) except -1:
+    cdef WinogradJob j
+    j.k, j.es, j.w = plan.k, plan.es, plan.winograd_output
+    j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
+    j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
+    j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
+    j.x, j.weight, j.y = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0, 0]
+    j.row_stride, j.channel_stride, j.flip = plan.ic * plan.taps, plan.taps, 0
+    j.bias = NULL if bias is None else <const char *>&bias[0]
+    j.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
+    j.activation, j.slope = activation, slope
+    return run_winograd(&j, plan.oc * plan.ic * plan.taps)
+
+
+cdef int conv_winograd_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output,
+                                      const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_input) except -1:
+    cdef WinogradJob j
+    j.k, j.es, j.w = plan.k, plan.es, plan.winograd_gradient
+    j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.oc, plan.ic
+    j.in_h, j.in_w, j.out_h, j.out_w = plan.out[1], plan.out[2], plan.in_[1], plan.in_[2]
+    j.pad_h, j.pad_w = plan.kernel[1] - 1 - plan.pad[1], plan.kernel[2] - 1 - plan.pad[2]
+    j.x, j.weight = <const char *>&grad_output[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
+    j.y = <char *>&grad_input[0, 0, 0, 0]
+    j.row_stride, j.channel_stride, j.flip = plan.taps, plan.ic * plan.taps, 1
+    j.bias, j.residual = NULL, NULL
+    j.activation, j.slope = 0, 0
+    return run_winograd(&j, plan.oc * plan.ic * plan.taps)
+
+
+# ---- weight gradient ----
+
+cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: V of a patch and a chunk of input channels, or D of a patch and a chunk of output channels."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef ptrdiff_t images = j.count * ceil_div(j.channels, j.chunk)
+    if task < images:
+        image_task(job_, task, scratch)
+        return
+    task -= images
+    cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks, plane = j.out_h * j.out_w, n, h, w, c
+    cdef int rows = <int>(j.w.tiles_h * j.m), cols = <int>(j.w.tiles_w * j.m)
+    patch_position(j, j.patch0 + patch, &n, &h, &w)
+    for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.rows) by j.k.lanes:
+        j.k.load_patch(j.y + ((n * j.groups + j.group) * j.rows + c) * plane * j.es, plane,
+                       <int>min(<ptrdiff_t>j.k.lanes, j.rows - c), j.out_h, j.out_w, h, w, rows, cols, scratch)
+        j.k.winograd_gradient(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
+                              j.d + ((c // j.k.nr * j.w.block_patches + patch) * patch_tiles(j) * j.k.nr + c % j.k.nr) * j.es,
+                              j.d_plane, j.k.nr)
+
+
+cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: dU of one point and a chunk of input channels."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef kernels_t k = j.k
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), p = task // chunks, c0 = task % chunks * j.chunk, c, panel, zero = 0
+    cdef ptrdiff_t c1 = min(c0 + j.chunk, j.channels), tiles = j.count * patch_tiles(j)
+    cdef ptrdiff_t[16] row
+    for c in range(16):
+        row[c] = c
+    for panel from 0 <= panel < j.rows by k.nr:
+        for c from c0 <= c < c1 by k.mr:
+            k.gemm_rows(1, &zero, tiles, j.v + (p * j.v_plane + c) * j.es, row, j.v_stride,
+                        j.d + (p * j.d_plane + panel * j.w.block_patches * patch_tiles(j)) * j.es,
+                        j.u + (p * j.u_plane + c * j.u_stride + panel) * j.es, j.u_stride, <int>min(<ptrdiff_t>k.mr, c1 - c),
+                        <int>min(<ptrdiff_t>k.nr, j.rows - panel), j.accumulate)
+
+
+cdef void weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: dW of one vector of output channels and a chunk of input channels."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row = task // chunks * j.k.lanes
+    if not j.k.winograd_weights(<int>j.w.r, j.u + (c * j.u_stride + row) * j.es, j.u_plane, j.u_stride,
+                                min(j.chunk, j.channels - c), <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
+                                <char *>j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride):
+        j.finite = 0
+
+
+cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
+                                       real[:, :, :, ::1] grad_weight) except -1:
+    cdef WinogradJob j
+    cdef int threads = fc_get_threads(), g
+    cdef ptrdiff_t chunks
+    cdef char *weight = <char *>&grad_weight[0, 0, 0, 0]
+    j.k, j.es, j.w = plan.k, plan.es, plan.winograd_weight
+    j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
+    j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
+    j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
+    j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&grad_output[0, 0, 0, 0]
+    j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
+    plan_patches(&j)
+    chunks = ceil_div(j.channels, j.chunk)
+    j.u_stride = ceil_div(j.rows, j.k.lanes) * j.k.lanes
+    j.u_plane = odd_lines(j.channels * j.u_stride, j.es)
+    j.d_plane = odd_lines(ceil_div(j.rows, j.k.nr) * j.k.nr * j.w.block_patches * patch_tiles(&j), j.es)
+    cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)
+    cdef size_t d = aligned(POINTS * j.d_plane * j.es)
+    cdef Arena arena = lease(u + v + d + threads * j.patch_size)
+    j.u = <char *>arena.memory
+    j.v = j.u + u
+    j.d = j.v + v
+    with nogil:
+        for g in range(j.groups):
+            j.group = g
+            j.weight = weight + g * j.rows * j.row_stride * j.es
+            j.patch0 = 0
+            while j.patch0 < j.patches:
+                j.count = min(j.w.block_patches, j.patches - j.patch0)
+                j.accumulate = j.patch0 > 0
+                run_tasks(gradient_tiles_task, &j, j.count * (chunks + ceil_div(j.rows, j.chunk)), threads, j.d + d, j.patch_size)
+                run_tasks(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
+                j.patch0 += j.count
+            run_tasks(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+    release(arena)
+    return j.finite
