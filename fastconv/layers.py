@@ -1,0 +1,586 @@
+"""Layers: the parameters, and what a backward pass has to remember.
+
+Each layer is a few lines over :mod:`fastconv.functional`, with PyTorch's class names, constructor arguments and
+``state_dict`` keys. There is no graph: ``y = layer(x)`` remembers what ``dx = layer.backward(dy)`` reads.
+
+    forward:     x ──> [ Conv2d ] ──> [ ReLU ] ──> [ Linear ] ──> y
+                        remembers x    remembers y    remembers x
+    backward:   dx <── [  += dW ] <── [      ] <── [  += dW ] <── dy
+
+What is remembered is remembered by reference: an array that is overwritten between forward and backward changes the
+gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from . import functional
+
+__all__ = ["AvgPool2d", "Conv2d", "Flatten", "Linear", "MaxPool2d", "Module", "Parameter", "ReLU", "Sequential"]
+
+
+class Parameter:
+    """An array that is learned, and its gradient.
+
+    Parameters
+    ----------
+    data : ndarray
+        The values; a copy is made only if they are not C-contiguous.
+
+    Attributes
+    ----------
+    data : ndarray
+        The values; optimisers change them in place.
+    grad : ndarray or None
+        The sum of the gradients since the last :meth:`zero_grad`, of the shape of `data`; None before the first. Its
+        memory serves again after :meth:`zero_grad`: copy a gradient to keep it.
+    """
+
+    __slots__ = ("_buffer", "_data", "grad")
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data = data
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, value: np.ndarray) -> None:
+        self._data = np.asarray(value, order="C")
+        self._buffer = self.grad = None
+
+    @property
+    def grad_out(self) -> np.ndarray | None:
+        """The array that a kernel may write the next gradient to; None: it allocates one."""
+        return self._buffer if self.grad is None else None
+
+    def accumulate(self, grad: np.ndarray) -> None:
+        """Add `grad` to :attr:`grad`; the first one since :meth:`zero_grad` is taken over as it is."""
+        if self.grad is None:
+            self.grad = self._buffer = grad
+        else:
+            self.grad += grad
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def __repr__(self) -> str:
+        return f"Parameter(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+class Module:
+    """Base of every layer: parameters and layers are found among its attributes, under their names.
+
+    A layer of your own defines :meth:`forward` and :meth:`backward`, by calling those of the layers it holds or with
+    :meth:`_remember` and :meth:`_recall`.
+
+    Attributes
+    ----------
+    training : bool
+        Whether :meth:`forward` remembers what :meth:`backward` needs; set by :meth:`train` and :meth:`eval`.
+    """
+
+    training = True
+    _remembered: tuple[Any, ...] | None = None
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.forward(x)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Compute the output; in training mode, remember what :meth:`backward` needs."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        """Accumulate the gradients of the parameters and compute that of the input.
+
+        Parameters
+        ----------
+        grad_output : ndarray
+            The gradient of the last output that was computed in training mode.
+        needs_input_grad : bool
+            False lets a layer with parameters skip the gradient of its input, which the first layer has no use for.
+
+        Returns
+        -------
+        ndarray or None
+            The gradient of the input; None where it was skipped.
+
+        Raises
+        ------
+        RuntimeError
+            The last forward pass, if there was one, was not in training mode.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.backward")
+
+    def _remember(self, *values: Any) -> None:
+        self._remembered = values if self.training else None
+
+    def _recall(self) -> tuple[Any, ...]:
+        if self._remembered is None:
+            name = type(self).__name__
+            raise RuntimeError(f"{name}.backward: the last forward pass must be one in training mode, got none")
+        return self._remembered
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the layers that this one holds, with their names."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield this layer, under the name `prefix`, and every layer below it, with dotted names."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """Yield this layer and every layer below it."""
+        return (module for _, module in self.named_modules())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield every parameter with its name: PyTorch's names, in PyTorch's order."""
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield every parameter once."""
+        return iter(dict.fromkeys(parameter for _, parameter in self.named_parameters()))
+
+    def zero_grad(self) -> None:
+        """Forget the gradient of every parameter."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def train(self, mode: bool = True) -> Module:
+        """Set training mode here and below; return this layer."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Leave training mode: nothing is remembered; return this layer."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return a copy of every parameter's values, by name."""
+        return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy values into the parameters, in place; either all of them or, on an error, none.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            Such as :meth:`state_dict` returns, here or in PyTorch; converted to the type of each parameter.
+        strict : bool
+            Whether every parameter must be there, and nothing else.
+
+        Raises
+        ------
+        ValueError
+            A key is missing or unexpected (if `strict`), or an array has another shape than its parameter.
+        TypeError
+            An array cannot become floating point.
+        """
+        parameters = dict(self.named_parameters())
+        if strict and parameters.keys() != state_dict.keys():
+            differences = {
+                "missing": [key for key in parameters if key not in state_dict],
+                "unexpected": [key for key in state_dict if key not in parameters],
+            }
+            got = ", ".join(f"{what} {', '.join(map(repr, keys))}" for what, keys in differences.items() if keys)
+            raise ValueError(f"load_state_dict: keys must be those of {type(self).__name__}, got {got}")
+        values = {name: np.asarray(state_dict[name]) for name in parameters if name in state_dict}
+        for name, value in values.items():
+            data = parameters[name].data
+            if value.shape != data.shape:
+                raise ValueError(f"load_state_dict: {name!r} must have shape {data.shape}, got {value.shape}")
+            if not np.can_cast(value.dtype, data.dtype, "same_kind"):
+                raise TypeError(f"load_state_dict: {name!r} must be castable to {data.dtype}, got {value.dtype}")
+        for name, value in values.items():
+            parameters[name].data[...] = value
+
+    def extra_repr(self) -> str:
+        """Return the constructor's arguments as ``repr`` shows them."""
+        return ""
+
+    def __repr__(self) -> str:
+        extra = self.extra_repr()
+        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        if not children:
+            return f"{type(self).__name__}({extra})"
+        lines = [extra, *children] if extra else children
+        return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
+
+
+def _pair(value: Any) -> tuple:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * 2 if len(values) == 1 else values
+
+
+def _check_sizes(layer: str, **sizes: int | tuple[int, ...]) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, tuple) and len(value) != 2:
+            raise ValueError(f"{layer}: {name} must be an integer or have 2 elements, got {value}")
+        for size in value if isinstance(value, tuple) else (value,):
+            if not isinstance(size, Integral):
+                raise TypeError(f"{layer}: {name} must be an integer or a tuple of integers, got {value!r}")
+            if size < 1:
+                raise ValueError(f"{layer}: {name} must be at least 1, got {size}")
+
+
+def _arguments(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+class _Weighted(Module):
+    """A layer with `weight` and `bias`, both linear in its output."""
+
+    weight: Parameter
+    bias: Parameter | None
+
+    def _initialise(
+        self, shape: tuple[int, ...], bias: bool, dtype: Any, rng: int | np.random.Generator | None
+    ) -> None:
+        """He's normal weights, of variance 2 / fan_in, which keeps the variance through layers of ReLU; zero biases."""
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"{type(self).__name__}: dtype must be float32 or float64, got {np.dtype(dtype)}")
+        weight = np.random.default_rng(rng).standard_normal(shape, dtype)
+        weight *= math.sqrt(2 / math.prod(shape[1:]))
+        self.weight = Parameter(weight)
+        self.bias = Parameter(np.zeros(shape[0], dtype)) if bias else None
+
+    def _values(self) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.weight.data, None if self.bias is None else self.bias.data
+
+    def _accumulate(self, function: Callable[..., tuple], *arguments: Any, input_grad: bool) -> np.ndarray | None:
+        """Call a functional backward, which writes over last step's gradients, and accumulate what it returns."""
+        parameters = (self.weight, self.bias)
+        out = (None, *(parameter and parameter.grad_out for parameter in parameters))
+        mask = (input_grad, True, self.bias is not None)
+        grad_input, *gradients = function(*arguments, output_mask=mask, out=out)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if parameter is not None:
+                parameter.accumulate(gradient)
+        return grad_input
+
+
+class Conv2d(_Weighted):
+    """2-D convolution of ``(n, in_channels, h, w)``: :func:`fastconv.functional.conv2d` and its weights.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the input and of the output.
+    kernel_size : int or (int, int)
+        Height and width of the filters.
+    stride, padding, dilation, groups
+        As in :func:`fastconv.functional.conv2d`.
+    bias : bool
+        Whether each output channel adds a number that is learned.
+    dtype : dtype
+        float32 or float64.
+    rng : None, int or numpy.random.Generator
+        Seed or source of He's normal initialisation, of variance ``2 / fan_in``; biases begin at zero.
+
+    Attributes
+    ----------
+    weight : Parameter
+        ``(out_channels, in_channels // groups, kernel_h, kernel_w)``.
+    bias : Parameter or None
+        ``(out_channels,)``.
+
+    References
+    ----------
+    He et al., "Delving Deep into Rectifiers", ICCV 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv.layers import Conv2d
+    >>> conv = Conv2d(3, 8, kernel_size=3, padding=1, rng=0)
+    >>> y = conv(np.ones((2, 3, 5, 5), np.float32))
+    >>> dx = conv.backward(np.ones_like(y))
+    >>> y.shape, dx.shape, conv.weight.grad.shape
+    ((2, 8, 5, 5), (2, 3, 5, 5), (8, 3, 3, 3))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dtype: Any = np.float32,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+        _check_sizes("Conv2d", **{name: getattr(self, name) for name in names})
+        for name, channels in ("in_channels", in_channels), ("out_channels", out_channels):
+            if channels % groups:
+                raise ValueError(f"Conv2d: {name} must be divisible by groups = {groups}, got {channels}")
+        self._initialise((out_channels, in_channels // groups, *self.kernel_size), bias, dtype, rng)
+
+    def _options(self):
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = functional.conv2d(x, *self._values(), *self._options())
+        self._remember(x)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        (x,) = self._recall()
+        arguments = (grad_output, x, self.weight.data, *self._options())
+        return self._accumulate(functional.conv2d_backward, *arguments, input_grad=needs_input_grad)
+
+    def extra_repr(self) -> str:
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        shown = {"kernel_size": self.kernel_size, "stride": self.stride}
+        shown |= {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        shown |= {"bias": False} if self.bias is None else {}
+        return f"{self.in_channels}, {self.out_channels}, {_arguments(shown)}"
+
+
+class Linear(_Weighted):
+    """``y = x @ weight.T + bias`` over the last dimension: :func:`fastconv.functional.linear` and its weights.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Length of the last dimension of the input and of the output.
+    bias : bool
+        Whether each output adds a number that is learned.
+    dtype, rng
+        As in :class:`Conv2d`.
+
+    Attributes
+    ----------
+    weight : Parameter
+        ``(out_features, in_features)``.
+    bias : Parameter or None
+        ``(out_features,)``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: Any = np.float32,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        _check_sizes("Linear", in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self._initialise((out_features, in_features), bias, dtype, rng)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = functional.linear(x, *self._values())
+        self._remember(x)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        (x,) = self._recall()
+        arguments = (grad_output, x, self.weight.data)
+        return self._accumulate(functional.linear_backward, *arguments, input_grad=needs_input_grad)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class MaxPool2d(Module):
+    """Maximum of each window: :func:`fastconv.functional.max_pool2d`.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, dilation, return_indices, ceil_mode
+        As in :func:`fastconv.functional.max_pool2d`, in the order of PyTorch's module.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.dilation = padding, dilation
+        self.return_indices, self.ceil_mode = return_indices, ceil_mode
+
+    def _options(self):
+        return self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+
+    def forward(self, x: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        wanted = self.training or self.return_indices
+        result = functional.max_pool2d(x, *self._options(), return_indices=wanted)
+        y, indices = result if wanted else (result, None)
+        self._remember(indices, x.shape)
+        return (y, indices) if self.return_indices else y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        indices, shape = self._recall()
+        return functional.max_pool2d_backward(grad_output, indices, shape, *self._options())
+
+    def extra_repr(self) -> str:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        return _arguments({name: getattr(self, name) for name in names})
+
+
+class AvgPool2d(Module):
+    """Mean of each window: :func:`fastconv.functional.avg_pool2d`.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        As in :func:`fastconv.functional.avg_pool2d`.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple | str = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.ceil_mode = padding, ceil_mode
+        self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
+
+    def _options(self):
+        divisor = self.count_include_pad, self.divisor_override
+        return self.kernel_size, self.stride, self.padding, self.ceil_mode, *divisor
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = functional.avg_pool2d(x, *self._options())
+        self._remember(x.shape)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (shape,) = self._recall()
+        return functional.avg_pool2d_backward(grad_output, shape, *self._options())
+
+    def extra_repr(self) -> str:
+        return _arguments({name: getattr(self, name) for name in ("kernel_size", "stride", "padding")})
+
+
+class ReLU(Module):
+    """``max(x, 0)``: :func:`fastconv.functional.relu`.
+
+    Parameters
+    ----------
+    inplace : bool
+        Whether to write over the input.
+    """
+
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = functional.relu(x, self.inplace)
+        self._remember(y)  # y > 0 where x > 0, and y is what the next layer remembers too
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (y,) = self._recall()
+        return functional.relu_backward(grad_output, y)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class Flatten(Module):
+    """Join the dimensions `start_dim` to `end_dim`; by default, all but the batch.
+
+    Parameters
+    ----------
+    start_dim, end_dim : int
+        The first and the last dimension to join.
+    """
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        first, last = range(x.ndim)[self.start_dim], range(x.ndim)[self.end_dim]
+        y = x.reshape(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
+        self._remember(x.shape)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (shape,) = self._recall()
+        return grad_output.reshape(shape)
+
+    def extra_repr(self) -> str:
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+class Sequential(Module):
+    """Layers one after another, named "0", "1", ... or by the keys of a mapping.
+
+    Parameters
+    ----------
+    *layers : Module, or one mapping of str to Module
+        Each a layer of its own: one that stood in two places would remember only the second.
+
+    Examples
+    --------
+    >>> from fastconv.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
+    >>> model = Sequential(Conv2d(1, 6, 5), ReLU(), MaxPool2d(2), Flatten(), Linear(864, 10))
+    >>> [name for name, _ in model.named_parameters()]
+    ['0.weight', '0.bias', '4.weight', '4.bias']
+    """
+
+    def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
+        mapping = layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else dict(enumerate(layers))
+        for name, layer in ((str(key), layer) for key, layer in mapping.items()):
+            if not isinstance(layer, Module):
+                raise TypeError(f"Sequential: {name!r} must be a Module, got {type(layer).__name__}")
+            if not {*self.modules()}.isdisjoint(layer.modules()):
+                raise ValueError(f"Sequential: {name!r} must be a layer of its own, got one that stands there already")
+            setattr(self, name, layer)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (layer for _, layer in self.named_children())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return Sequential(dict([*self.named_children()][index]))
+        return [*self][index]
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        layers, last = [*self], 0
+        if not needs_input_grad:  # what precedes the first parameter has nothing to learn
+            last = next((i for i, layer in enumerate(layers) if any(layer.parameters())), len(layers))
+        for i, layer in reversed([*enumerate(layers)][last:]):
+            grad_output = layer.backward(grad_output, needs_input_grad or i > last)
+        return grad_output if needs_input_grad else None
