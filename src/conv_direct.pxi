@@ -124,7 +124,7 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
     j.packed = <char *>arena.memory
     with nogil:
         run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_tasks(direct_task, j, tasks, threads, j.packed + packed, scratch)
+        run_flushed(direct_task, j, tasks, threads, j.packed + packed, scratch)
     release(arena)
     return 0
 
@@ -174,14 +174,14 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] gra
     cdef RowWindow v
     j.k, j.es, j.s, j.groups = plan.k, plan.es, &plan.output, plan.groups
     j.x, j.grad_output = <const char *>&x[0, 0, 0, 0], <const char *>&grad_output[0, 0, 0, 0]
-    j.direct_rows, j.shares = plan.direct_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
+    j.direct_rows, j.shares = plan.direct_weight_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
     v = row_window(j.s, j.direct_rows)
     j.x_size = aligned((plan.ic * v.plane + j.k.lanes) * j.es)
     cdef size_t partial = aligned(j.shares * weights * j.es), scratch = j.x_size + aligned(plan.taps * sizeof(ptrdiff_t))
     cdef Arena arena = lease(partial + threads * scratch)
     j.partial = <char *>arena.memory
     with nogil:
-        run_tasks(direct_gradient_task, &j, j.groups * j.shares, threads, j.partial + partial, scratch)
+        run_flushed(direct_gradient_task, &j, j.groups * j.shares, threads, j.partial + partial, scratch)
         pairwise(j.k, j.es, j.partial, weights, j.shares, weights)
         memcpy(&grad_weight[0, 0, 0, 0], j.partial, weights * j.es)
     release(arena)

@@ -58,7 +58,7 @@ cdef class ConvPlan:
     cdef int gradients
     cdef bint gradient_holes
     cdef Blocking output_blocking, gradient_blocking
-    cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight
+    cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight_rows
     cdef Winograd winograd_output, winograd_gradient, winograd_weight
     cdef ptrdiff_t wg_rows, wg_cols, wg_pixels, wg_shares  # weight gradient: ic a block, oc a block, pixels, shares
 
@@ -80,7 +80,7 @@ cdef class ConvPlan:
         self.output_blocking.kc, self.output_blocking.panels, self.output_blocking.rows = output_blocking
         self.gradient_blocking.kc, self.gradient_blocking.panels, self.gradient_blocking.rows = gradient_blocking
         self.wg_rows, self.wg_cols, self.wg_pixels, self.wg_shares = weight_blocking
-        self.direct_rows, self.direct_gradient_rows, self.direct_weight = direct
+        self.direct_rows, self.direct_gradient_rows, self.direct_weight_rows = direct
         if winograd[0]:
             self.winograd_output = winograd_blocking(winograd[0])
         if winograd[1]:
@@ -356,7 +356,7 @@ cdef int run_sweeps(SweepJob *j, double flops) except -1:
     j.packed = <char *>arena.memory
     with nogil:
         run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_tasks(sweep_task, j, tasks, threads, j.packed + packed, scratch)
+        run_flushed(sweep_task, j, tasks, threads, j.packed + packed, scratch)
     release(arena)
     return 0
 
@@ -572,7 +572,7 @@ cdef int conv_gemm_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_
     j.partial = <char *>arena.memory
     j.partial_bias = j.partial + partial
     with nogil:
-        run_tasks(weight_gradient_task, &j, tasks, threads, j.partial + partial + bias, scratch)
+        run_flushed(weight_gradient_task, &j, tasks, threads, j.partial + partial + bias, scratch)
         run_tasks(weight_reduction_task, &j, j.groups * ceil_div(depth, REDUCE_ROWS), threads, NULL, 0)
         if j.grad_bias != NULL:
             pairwise(j.k, j.es, j.partial_bias, oc, j.shares, oc)

@@ -166,12 +166,12 @@ cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights) except -1:
             j.group = g
             j.weight = weight + g * group_weights * j.es
             j.bias = NULL if bias == NULL else bias + g * j.rows * j.es
-            run_tasks(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            run_flushed(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
             j.patch0 = 0
             while j.patch0 < j.patches and j.finite:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
-                run_tasks(image_task, j, j.count * chunks, threads, j.v + v, scratch)
-                run_tasks(product_tiles_task, j, ceil_div(j.count, j.w.task_patches) * panels, threads, j.v + v, scratch)
+                run_flushed(image_task, j, j.count * chunks, threads, j.v + v, scratch)
+                run_flushed(product_tiles_task, j, ceil_div(j.count, j.w.task_patches) * panels, threads, j.v + v, scratch)
                 j.patch0 += j.count
     release(arena)
     return j.finite
@@ -287,9 +287,9 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
             while j.patch0 < j.patches:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
                 j.accumulate = j.patch0 > 0
-                run_tasks(gradient_tiles_task, &j, j.count * (chunks + ceil_div(j.rows, j.chunk)), threads, j.d + d, j.patch_size)
-                run_tasks(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
+                run_flushed(gradient_tiles_task, &j, j.count * (chunks + ceil_div(j.rows, j.chunk)), threads, j.d + d, j.patch_size)
+                run_flushed(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
                 j.patch0 += j.count
-            run_tasks(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            run_flushed(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
     release(arena)
     return j.finite

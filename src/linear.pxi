@@ -71,7 +71,7 @@ cdef int run_product(ProductJob *j) except -1:
     cdef size_t scratch = aligned((min(j.kc, j.depth) * j.cols + 2 * nr) * j.es)
     cdef Arena arena = lease(threads * scratch)
     with nogil:
-        run_tasks(product_task, j, tasks * ceil_div(j.m, j.rows), threads, <char *>arena.memory, scratch)
+        run_flushed(product_task, j, tasks * ceil_div(j.m, j.rows), threads, <char *>arena.memory, scratch)
     release(arena)
     return 0
 
