@@ -1,9 +1,10 @@
-"""The cost model: geometry -> algorithm and blocking of the three passes.  Pure functions of the geometry, type and ISA.
+"""The cost model: geometry -> algorithm and blocking of the three passes, as pure functions.
 
 Costs are cycles of one core on data in cache, counted in vector operations:
 
     gemm      Mp * K * N / lanes / 2             multiply-adds, two a cycle; Mp = M rounded up to what the tile computes
               + PACK * K * N / lanes             each packed pixel is loaded and stored once
+              + (FIND * taps + TILE * M / mr) * N / nr    the masks of a panel; a call of the micro-kernel
     direct    M * K * N' / lanes * load(M)       unpacked lanes cross cache lines; N' = rows of whole vectors
               + COPY * input / lanes             rows, padded
     winograd  36 * tiles * C * M / lanes / 2     products
@@ -26,7 +27,9 @@ __all__ = ["PASSES", "Pass", "conv_passes", "conv_plan"]
 
 PASSES = ("output", "input_gradient", "weight_gradient")
 
-L2_BLOCK = 512 << 10  # bytes of packed pixels that stay in a second-level cache of 1 MiB, with room for what passes through
+L2_BLOCK = (
+    512 << 10
+)  # bytes of packed pixels that stay in a second-level cache of 1 MiB, with room for what passes through
 SLICE = 384  # K a slice: a row panel of 8 x 384 is 12 KiB of L1, and C is touched once in 384 multiply-adds
 TASKS = 16  # enough for eight threads to share evenly
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
@@ -34,6 +37,7 @@ TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a 
 TASK_TILES = 64  # tiles a product task: 36 x 64 x nr products are 442 KiB
 
 PACK, COPY = 3.0, 4.0
+FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER = 200.0, 180.0, 250.0
 
@@ -50,7 +54,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What the output and the input gradient have in common: C[rows][pixels] = A[rows][taps * channels] * B, a group."""
+    """What output and input gradient have in common: a group's C[rows][pixels] = A[rows][taps * channels] * B."""
 
     n: int
     groups: int
@@ -71,7 +75,7 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """How a pass is computed: its algorithm, blocking and predicted cost in cycles of one core, and the costs of the others."""
+    """How a pass is computed: algorithm, blocking, predicted cost in cycles of one core; and the costs of all algorithms."""
 
     algorithm: str
     blocking: tuple[int, ...]
@@ -91,8 +95,8 @@ def _split(total: int, most: int, multiple: int) -> int:
 def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int]:
     """Blocking (kc, panels, rows) of a packed sweep.
 
-    A task packs `panels` panels of nr pixels, kc deep, and multiplies them by `rows` rows.  Packing is shared by all rows of
-    a task, so rows are split only where there are too few pixel blocks to go round.
+    A task packs `panels` panels of nr pixels, kc deep, and multiplies them by `rows` rows.  Packing is shared by all
+    rows of a task, so rows are split only where there are too few pixel blocks to go round.
     """
     depth = s.taps * s.channels
     kc = math.ceil(depth / max(1, math.ceil(depth / SLICE)))
@@ -108,16 +112,19 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int]:
 def gemm_weight_blocking(g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int]:
     """Blocking (input channels, output channels, pixels, shares) of a packed weight gradient.
 
-    A task owns a block of dW; where there are too few blocks, the pixels are cut into shares whose sums are added pairwise.
+    A task owns a block of dW; where there are too few blocks, the pixels are cut into shares whose sums are added
+    pairwise.
     """
     ic, oc, taps = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel)
     cols = _split(oc, L2_BLOCK // (SLICE * tile.nr * tile.item) * tile.nr, tile.nr)
-    blocks = g.groups * math.ceil(oc / cols)
-    rows = _split(ic, min(128, max(tile.mr, math.ceil(ic * blocks / TASKS))), 1 if taps >= tile.mr else tile.mr)
-    blocks *= math.ceil(ic / rows)
+    multiple = 1 if taps >= tile.mr else tile.mr
+    rows = _split(ic, 128, multiple)
+    blocks = g.groups * math.ceil(oc / cols) * math.ceil(ic / rows)
     pixels = g.n * math.prod(g.out_size)
     copies = max(1, PARTIAL_BYTES // (oc * ic * g.groups * taps * tile.item))
-    return rows, cols, SLICE, min(math.ceil(TASKS / blocks), max(1, pixels // SLICE), copies)
+    shares = min(math.ceil(TASKS / blocks), max(1, pixels // SLICE), copies)
+    rows = _split(rows, math.ceil(rows * blocks * shares / TASKS), multiple)
+    return rows, cols, SLICE, shares
 
 
 def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
@@ -126,11 +133,13 @@ def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
     return (max(1, min(s.height, max(8, (32 << 10) // row))),)
 
 
-def winograd_blocking(n: int, height: int, width: int, channels: int, r: int, tile: Tile) -> tuple[int, int, int, int, int]:
+def winograd_blocking(
+    n: int, height: int, width: int, channels: int, r: int, tile: Tile
+) -> tuple[int, int, int, int, int]:
     """Blocking (r, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
 
-    A patch has about 32 tiles, up to 16 in a row; a block's transformed tiles, 36 numbers a tile and channel, stay in the
-    third-level cache between the phases, and a task's products in the second-level one.
+    A patch has about 32 tiles, up to 16 in a row; a block's transformed tiles, 36 numbers a tile and channel, stay in
+    the third-level cache between the phases, and a task's products in the second-level one.
     """
     m = 7 - r
     tiles_h, tiles_w = math.ceil(height / m), math.ceil(width / m)
@@ -147,9 +156,11 @@ def winograd_blocking(n: int, height: int, width: int, channels: int, r: int, ti
 
 def gemm_cost(s: Sweep, tile: Tile) -> float:
     """Cycles of a packed sweep."""
-    depth, vectors = s.taps * s.channels, s.pixels / tile.lanes
+    depth, vectors, panels = s.taps * s.channels, s.pixels / tile.lanes, s.pixels / tile.nr
     rows = max(s.rows, 3)  # fewer rows leave the multiply-add units waiting
-    return s.groups * s.sweeps * depth * vectors * (rows / 2 + PACK)
+    return (
+        s.groups * s.sweeps * (depth * vectors * (rows / 2 + PACK) + panels * (FIND * s.taps + TILE * s.rows / tile.mr))
+    )
 
 
 def direct_cost(s: Sweep, tile: Tile) -> float:
@@ -189,14 +200,23 @@ def direct_weight_cost(g: ConvGeometry, tile: Tile) -> float:
 
 
 def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
-    """The output's sweep and the input gradient's."""
+    """Return the output's sweep and the input gradient's."""
     ic, oc, taps, residues = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel), math.prod(g.stride)
     d, h, w = g.out_size
     output = Sweep(g.n, g.groups, ic, oc, taps, 1, d * h, w, g.stride[2], g.ic * math.prod(g.in_size))
     (d, h, w), (sd, sh, sw) = g.in_size, g.stride
     height, width = math.ceil(d / sd) * math.ceil(h / sh), math.ceil(w / sw)
     gradient = Sweep(
-        g.n, g.groups, oc, ic, math.ceil(taps / residues), min(residues, taps), height, width, 1, g.oc * math.prod(g.out_size)
+        g.n,
+        g.groups,
+        oc,
+        ic,
+        math.ceil(taps / residues),
+        min(residues, taps),
+        height,
+        width,
+        1,
+        g.oc * math.prod(g.out_size),
     )
     return output, gradient
 
