@@ -1,7 +1,7 @@
 """The compiled core (``src/_kernels.pyx``): drivers over the SIMD kernels.
 
-Arrays are validated by ``functional``: C-contiguous, aligned, native byte order, one type, of the sizes that the plan was
-made for. Rank 4 is (n, c, d * h, w). Sizes of plans are (d, h, w).
+Arrays are validated by ``functional``: C-contiguous, aligned, native byte order, one type, of the sizes that the plan
+was made for. Rank 4 is (n, c, d * h, w). Sizes of plans are (d, h, w).
 """
 
 from typing import Literal
@@ -35,6 +35,8 @@ class ConvPlan:
         output_blocking: tuple[int, int, int],
         gradient_blocking: tuple[int, int, int],
         weight_blocking: tuple[int, int, int, int],
+        winograd: tuple[tuple[int, int, int, int, int] | None, ...] = (None, None, None),
+        direct: tuple[int, int, int] = (0, 0, 0),
     ) -> None: ...
 
 class PoolPlan:

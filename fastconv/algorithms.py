@@ -1,134 +1,289 @@
-"""The cost model: geometry -> algorithm and blocking.  Pure functions of the geometry, the type and the register tile.
+"""The cost model: geometry -> algorithm and blocking of the three passes, as pure functions.
 
-Partition and blocking never depend on the number of threads, so that results do not either.
+Costs are cycles of one core on data in cache, counted in vector operations:
+
+    gemm      Mp * K * N / lanes / 2             multiply-adds, two a cycle; Mp = M rounded up to what the tile computes
+              + PACK * K * N / lanes             each packed pixel is loaded and stored once
+              + (FIND * taps + TILE * M / mr) * N / nr    the masks of a panel; a call of the micro-kernel
+    direct    M * K * N' / lanes * load(M)       unpacked lanes cross cache lines; N' = rows of whole vectors
+              + COPY * input / lanes             rows, padded
+    winograd  36 * tiles * C * M / lanes / 2     products
+              + tiles * (IN * C + OUT * M) / lanes + FILTER * C * M / lanes
+
+with M rows (output channels of a group), K = taps * C, N pixels.  Partition and blocking never depend on the number of
+threads, so that results do not either.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from . import _kernels
 from .geometry import ConvGeometry
 
-__all__ = ["conv_plan", "sweep_blocking", "weight_gradient_blocking"]
+__all__ = ["PASSES", "Pass", "conv_passes", "conv_plan"]
 
-L2_BLOCK = 512 << 10  # bytes of packed pixels that stay in a second-level cache of 1 MiB, with room for what passes through
+PASSES = ("output", "input_gradient", "weight_gradient")
+
+L2_BLOCK = (
+    512 << 10
+)  # bytes of packed pixels that stay in a second-level cache of 1 MiB, with room for what passes through
 SLICE = 384  # K a slice: a row panel of 8 x 384 is 12 KiB of L1, and C is touched once in 384 multiply-adds
 TASKS = 16  # enough for eight threads to share evenly
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
+TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a block
+TASK_TILES = 64  # tiles a product task: 36 x 64 x nr products are 442 KiB
+
+PACK, COPY = 3.0, 4.0
+FIND, TILE = 150.0, 40.0
+TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
+IN, OUT, FILTER = 200.0, 180.0, 250.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Register tile of the micro-kernel, and bytes of an element."""
+
+    mr: int
+    nr: int
+    lanes: int
+    item: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What output and input gradient have in common: a group's C[rows][pixels] = A[rows][taps * channels] * B."""
+
+    n: int
+    groups: int
+    channels: int
+    rows: int
+    taps: int  # of one sweep
+    sweeps: int  # residues of the stride
+    height: int  # of the grid of one sweep, depth folded in
+    width: int
+    step: int
+    in_elements: int  # of an image, all channels
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one sweep over all images."""
+        return self.n * self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """How a pass is computed: algorithm, blocking, predicted cost in cycles of one core; and the costs of all algorithms."""
+
+    algorithm: str
+    blocking: tuple[int, ...]
+    cost: float
+    costs: dict[str, float] = field(compare=False)
 
 
 def _split(total: int, most: int, multiple: int) -> int:
     """Size of the even parts, each a multiple, of at most `most`, that `total` falls into."""
     parts = max(1, math.ceil(total / max(most, multiple)))
-    return math.ceil(math.ceil(total / parts) / multiple) * multiple
+    return max(multiple, math.ceil(math.ceil(total / parts) / multiple) * multiple)
 
 
-def sweep_blocking(
-    pixels: int, rows: int, depth: int, groups: int, tile: tuple[int, int, int], item: int
-) -> tuple[int, int, int]:
-    """Blocking (kc, panels, rows) of a sweep of C[rows][pixels] += A[rows][depth] * B[depth][pixels], a group.
+# ---- blocking ----
 
-    A task packs `panels` panels of nr pixels, kc deep, and multiplies them by `rows` rows.  Packing is shared by all rows of
-    a task, so rows are split only where there are too few pixel blocks to go round.
+
+def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int]:
+    """Blocking (kc, panels, rows) of a packed sweep.
+
+    A task packs `panels` panels of nr pixels, kc deep, and multiplies them by `rows` rows.  Packing is shared by all
+    rows of a task, so rows are split only where there are too few pixel blocks to go round.
     """
-    mr, nr, _ = tile
+    depth = s.taps * s.channels
     kc = math.ceil(depth / max(1, math.ceil(depth / SLICE)))
-    all_panels = max(1, math.ceil(pixels / nr))
-    panels = _split(all_panels, min(32, max(1, L2_BLOCK // (max(kc, 1) * nr * item))), 1)
+    all_panels = max(1, math.ceil(s.pixels / tile.nr))
+    groups = s.groups * s.sweeps
+    panels = _split(all_panels, min(32, max(1, L2_BLOCK // (max(kc, 1) * tile.nr * tile.item))), 1)
     panels = min(panels, max(2, math.ceil(all_panels * groups / TASKS)))
     tasks = groups * math.ceil(all_panels / panels)
-    row_blocks = min(math.ceil(TASKS / tasks), max(1, rows // (4 * mr)))
-    return kc, panels, _split(rows, math.ceil(rows / row_blocks), mr)
+    row_blocks = min(math.ceil(TASKS / tasks), max(1, s.rows // (4 * tile.mr)))
+    return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr)
 
 
-def weight_gradient_blocking(
-    geometry: ConvGeometry, tile: tuple[int, int, int], item: int
-) -> tuple[int, int, int, int]:
-    """Blocking (input channels, output channels, pixels, shares) of a weight gradient.
+def gemm_weight_blocking(g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int]:
+    """Blocking (input channels, output channels, pixels, shares) of a packed weight gradient.
 
-    A task owns a block of dW; where there are too few blocks, the pixels are cut into shares whose sums are added pairwise.
+    A task owns a block of dW; where there are too few blocks, the pixels are cut into shares whose sums are added
+    pairwise.
     """
-    mr, nr, _ = tile
-    g = geometry
     ic, oc, taps = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel)
-    cols = _split(oc, L2_BLOCK // (SLICE * nr * item) * nr, nr)
-    blocks = g.groups * math.ceil(oc / cols)
-    rows = _split(ic, min(128, max(mr, math.ceil(ic * blocks / TASKS))), 1 if taps >= mr else mr)
-    blocks *= math.ceil(ic / rows)
-    work = g.n * math.prod(g.out_size)
-    shares = min(math.ceil(TASKS / blocks), max(1, work // SLICE), max(1, PARTIAL_BYTES // (oc * ic * g.groups * taps * item)))
+    cols = _split(oc, L2_BLOCK // (SLICE * tile.nr * tile.item) * tile.nr, tile.nr)
+    multiple = 1 if taps >= tile.mr else tile.mr
+    rows = _split(ic, 128, multiple)
+    blocks = g.groups * math.ceil(oc / cols) * math.ceil(ic / rows)
+    pixels = g.n * math.prod(g.out_size)
+    copies = max(1, PARTIAL_BYTES // (oc * ic * g.groups * taps * tile.item))
+    shares = min(math.ceil(TASKS / blocks), max(1, pixels // SLICE), copies)
+    rows = _split(rows, math.ceil(rows * blocks * shares / TASKS), multiple)
     return rows, cols, SLICE, shares
 
 
-BLOCK_BYTES = 4 << 20  # of transformed tiles that pass from one phase to the next
-TASK_TILES = 64
+def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
+    """Output rows a task: what keeps its input rows in 32 KiB, and not less than eight."""
+    row = s.channels * s.step**2 * (s.width + 4) * tile.item
+    return (max(1, min(s.height, max(8, (32 << 10) // row))),)
 
 
-def winograd_blocking(n, height, width, channels, rows, r, tile, item):
-    mr, nr, lanes = tile
+def winograd_blocking(
+    n: int, height: int, width: int, channels: int, r: int, tile: Tile
+) -> tuple[int, int, int, int, int]:
+    """Blocking (r, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
+
+    A patch has about 32 tiles, up to 16 in a row; a block's transformed tiles, 36 numbers a tile and channel, stay in
+    the third-level cache between the phases, and a task's products in the second-level one.
+    """
     m = 7 - r
     tiles_h, tiles_w = math.ceil(height / m), math.ceil(width / m)
     patch_w = math.ceil(tiles_w / math.ceil(tiles_w / 16))
     patch_h = math.ceil(tiles_h / math.ceil(tiles_h / max(1, 32 // patch_w)))
     tiles = patch_h * patch_w
-    block = max(1, BLOCK_BYTES // (36 * tiles * channels * item))
+    block = max(1, TRANSFORMED_BYTES // (36 * tiles * channels * tile.item))
     task = max(1, min(block, TASK_TILES // tiles))
-    block = max(block // task, 1) * task
-    return r, patch_h, patch_w, block, task
+    return r, patch_h, patch_w, max(block // task, 1) * task, task
 
 
-def winograd_passes(g, tile, item, algorithm):
-    r = g.kernel[2]
-    if g.kernel not in ((1, 3, 3), (1, 5, 5)) or g.stride != (1, 1, 1) or g.dilation != (1, 1, 1) or algorithm == "gemm":
-        return None, None, None
-    ic, oc = g.ic // g.groups, g.oc // g.groups
-    if algorithm != "winograd" and (item == 8 or ic < 16 or oc < 16):
-        return None, None, None
-    _, ih, iw = g.in_size
-    _, oh, ow = g.out_size
+# ---- costs ----
+
+
+def gemm_cost(s: Sweep, tile: Tile) -> float:
+    """Cycles of a packed sweep."""
+    depth, vectors, panels = s.taps * s.channels, s.pixels / tile.lanes, s.pixels / tile.nr
+    rows = max(s.rows, 3)  # fewer rows leave the multiply-add units waiting
     return (
-        winograd_blocking(g.n, oh, ow, ic, oc, r, tile, item),
-        winograd_blocking(g.n, ih, iw, oc, ic, r, tile, item),
-        winograd_blocking(g.n, oh, ow, ic + oc, 0, r, tile, item),
+        s.groups * s.sweeps * (depth * vectors * (rows / 2 + PACK) + panels * (FIND * s.taps + TILE * s.rows / tile.mr))
     )
 
 
-def direct_rows(width, height, channels, step, item):
-    """Output rows a task: what keeps its input rows in 32 KiB, and never less than eight."""
-    return min(height, max(8, (32 << 10) // (channels * max(step, 1) ** 2 * (width + 4) * item)))
+def direct_cost(s: Sweep, tile: Tile) -> float:
+    """Cycles of an unpacked sweep."""
+    vectors = s.n * s.height * math.ceil(s.width / tile.lanes)
+    scatter = tile.lanes * vectors * s.rows if s.sweeps > 1 else 0
+    load = max(0.65, 1.5 / s.rows)
+    work = s.taps * s.channels * vectors * s.rows * load + scatter
+    return s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
 
 
-def direct_passes(g, tile, item, algorithm):
-    if g.ndim == 3 or algorithm in ("gemm", "winograd"):
-        return 0, 0, 0
-    ic, oc = g.ic // g.groups, g.oc // g.groups
-    if algorithm != "direct" and not ((ic < 8 and oc < 8)):
-        return 0, 0, 0
-    return (
-        direct_rows(g.out_size[2], g.out_size[1], ic, g.stride[2], item),
-        direct_rows(g.in_size[2] // g.stride[2] + 1, g.in_size[1], oc, 1, item),
+def winograd_cost(n: int, height: int, width: int, groups: int, channels: int, rows: int, r: int, tile: Tile) -> float:
+    """Cycles of a Winograd pass."""
+    m = 7 - r
+    tiles = n * math.ceil(height / m) * math.ceil(width / m)
+    c, k = (math.ceil(x / tile.lanes) * tile.lanes for x in (channels, rows))
+    work = tiles * (18 * channels * k + IN * c + OUT * k) + FILTER * channels * k
+    return groups * work / tile.lanes
+
+
+def gemm_weight_cost(g: ConvGeometry, tile: Tile) -> float:
+    """Cycles of a packed weight gradient."""
+    ic, oc, taps = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel)
+    pixels = g.n * math.prod(g.out_size)
+    cols = math.ceil(oc / tile.lanes)
+    return g.groups * pixels * (ic * taps * max(cols, 1) / 2 + TRANSPOSE * cols + WEIGHT_COPY * ic * taps / tile.lanes)
+
+
+def direct_weight_cost(g: ConvGeometry, tile: Tile) -> float:
+    """Cycles of a weight gradient by dot products."""
+    ic, oc, taps = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel)
+    vectors = g.n * g.out_size[1] * math.ceil(g.out_size[2] / tile.lanes)
+    return g.groups * oc * ic * vectors * (taps * 1.0 + 2) + COPY * g.n * g.ic * math.prod(g.in_size) / tile.lanes
+
+
+# ---- choice ----
+
+
+def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
+    """Return the output's sweep and the input gradient's."""
+    ic, oc, taps, residues = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel), math.prod(g.stride)
+    d, h, w = g.out_size
+    output = Sweep(g.n, g.groups, ic, oc, taps, 1, d * h, w, g.stride[2], g.ic * math.prod(g.in_size))
+    (d, h, w), (sd, sh, sw) = g.in_size, g.stride
+    height, width = math.ceil(d / sd) * math.ceil(h / sh), math.ceil(w / sw)
+    gradient = Sweep(
+        g.n,
+        g.groups,
+        oc,
+        ic,
+        math.ceil(taps / residues),
+        min(residues, taps),
+        height,
+        width,
         1,
+        g.oc * math.prod(g.out_size),
     )
+    return output, gradient
+
+
+def has_winograd(g: ConvGeometry) -> bool:
+    """Whether F(m, r) serves this geometry."""
+    return g.kernel in ((1, 3, 3), (1, 5, 5)) and g.stride == g.dilation == (1, 1, 1)
+
+
+def has_direct(g: ConvGeometry) -> bool:
+    """Whether the row kernels serve this geometry."""
+    return g.ndim < 3
+
+
+def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
+    """Return how each pass is computed: by `algorithm`, or for "auto" by the cheapest."""
+    ic, oc, r = g.ic // g.groups, g.oc // g.groups, g.kernel[2]
+    output, gradient = _sweeps(g)
+    costs = {
+        "output": {"gemm": gemm_cost(output, tile)},
+        "input_gradient": {"gemm": gemm_cost(gradient, tile)},
+        "weight_gradient": {"gemm": gemm_weight_cost(g, tile)},
+    }
+    blocking = {
+        ("output", "gemm"): lambda: gemm_blocking(output, tile),
+        ("input_gradient", "gemm"): lambda: gemm_blocking(gradient, tile),
+        ("weight_gradient", "gemm"): lambda: gemm_weight_blocking(g, tile),
+        ("output", "direct"): lambda: direct_blocking(output, tile),
+        ("input_gradient", "direct"): lambda: direct_blocking(gradient, tile),
+        ("weight_gradient", "direct"): lambda: direct_blocking(output, tile),
+        ("output", "winograd"): lambda: winograd_blocking(g.n, *g.out_size[1:], ic, r, tile),
+        ("input_gradient", "winograd"): lambda: winograd_blocking(g.n, *g.in_size[1:], oc, r, tile),
+        ("weight_gradient", "winograd"): lambda: winograd_blocking(g.n, *g.out_size[1:], (ic + oc) // 2, r, tile),
+    }
+    if has_direct(g):
+        costs["output"]["direct"] = direct_cost(output, tile)
+        costs["input_gradient"]["direct"] = direct_cost(gradient, tile)
+        costs["weight_gradient"]["direct"] = direct_weight_cost(g, tile)
+    if has_winograd(g) and (tile.item == 4 or algorithm == "winograd"):
+        (_, ih, iw), (_, oh, ow) = g.in_size, g.out_size
+        costs["output"]["winograd"] = winograd_cost(g.n, oh, ow, g.groups, ic, oc, r, tile)
+        costs["input_gradient"]["winograd"] = winograd_cost(g.n, ih, iw, g.groups, oc, ic, r, tile)
+        costs["weight_gradient"]["winograd"] = winograd_cost(g.n, oh, ow, g.groups, ic, oc, r, tile)
+    passes = {}
+    for name in PASSES:
+        chosen = min(costs[name], key=costs[name].get) if algorithm == "auto" else algorithm
+        passes[name] = Pass(chosen, blocking[name, chosen](), costs[name][chosen], costs[name])
+    return passes
+
+
+def register_tile(type_char: str, isa: str) -> Tile:
+    """Return the micro-kernel's tile for a type ("f", "d") and an ISA."""
+    return Tile(*_kernels.register_tile(_kernels.ISAS.index(isa), type_char), 8 if type_char == "d" else 4)
 
 
 @lru_cache(maxsize=1024)
-def conv_plan(geometry: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _kernels.ConvPlan:
-    """Return the plan of a convolution: algorithm, partition and blocking of its three passes."""
-    g = geometry
-    isa_index = _kernels.ISAS.index(isa)
-    tile = _kernels.register_tile(isa_index, type_char)
-    item = 8 if type_char == "d" else 4
-    ic, oc, taps = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel)
+def conv_plan(g: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _kernels.ConvPlan:
+    """Return the compiled plan of a convolution's three passes."""
+    tile = register_tile(type_char, isa)
+    passes = [conv_passes(g, algorithm, tile)[name] for name in PASSES]
+    output, gradient = _sweeps(g)
     in_size, out_size = g.in_size, g.out_size
-    if in_size == out_size and taps == 1 and g.stride == (1, 1, 1):  # 1x1: an image is one row
-        in_size = out_size = (1, 1, math.prod(in_size))
-    pixels = g.n * math.prod(out_size)
-    residues = math.prod(g.stride)
+    if in_size == out_size and math.prod(g.kernel) == 1 and g.stride == (1, 1, 1) and passes[0].algorithm == "gemm":
+        in_size = out_size = (1, 1, math.prod(in_size))  # 1x1: an image is one row
     return _kernels.ConvPlan(
         type_char,
-        isa_index,
+        _kernels.ISAS.index(isa),
         g.n,
         g.ic,
         g.oc,
@@ -139,11 +294,9 @@ def conv_plan(geometry: ConvGeometry, type_char: str, algorithm: str, isa: str) 
         g.stride,
         g.dilation,
         tuple(before for before, _ in g.pad),
-        sweep_blocking(pixels, oc, ic * taps, g.groups, tile, item),
-        sweep_blocking(
-            math.ceil(g.n * math.prod(in_size) / residues), ic, oc * math.ceil(taps / residues), g.groups * residues, tile, item
-        ),
-        weight_gradient_blocking(g, tile, item),
-        winograd_passes(g, tile, item, algorithm),
-        direct_passes(g, tile, item, algorithm),
+        gemm_blocking(output, tile),
+        gemm_blocking(gradient, tile),
+        gemm_weight_blocking(g, tile),
+        tuple(p.blocking if p.algorithm == "winograd" else None for p in passes),
+        tuple(p.blocking[0] if p.algorithm == "direct" else 0 for p in passes),
     )

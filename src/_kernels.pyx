@@ -12,9 +12,9 @@ Contents
     pool.pxi           max and average pooling
     elementwise.pxi    ReLU, sums
 
-Arrays arrive validated, C-contiguous and of one type (``functional.py`` sees to that) as typed memoryviews; a driver turns
-them into a job - a struct of pointers and sizes - and runs its tasks.  Which task computes what depends on the geometry
-alone and every task sums in a fixed order, so results are bitwise equal for any number of threads.
+Arrays arrive validated, C-contiguous and of one type (``functional.py`` sees to that) as typed memoryviews; a driver
+turns them into a job - a struct of pointers and sizes - and runs its tasks.  Which task computes what depends on the
+geometry alone and every task sums in a fixed order, so results are bitwise equal for any number of threads.
 """
 from cython.parallel cimport parallel, prange, threadid
 from libc.stddef cimport ptrdiff_t
@@ -60,11 +60,13 @@ cdef extern from "micro.h" nogil:
     ctypedef struct fc_kernels:
         const char *isa
         int mr, nr, lanes
-        void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int, const void *) noexcept nogil
+        void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int,
+                     const void *) noexcept nogil
         void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,
                           const void *, void *, ptrdiff_t, int, int, int) noexcept nogil
         void (*pack_weights)(const fc_sweep *, const void *, ptrdiff_t, ptrdiff_t, int, void *) noexcept nogil
-        void (*pack_pixels)(const fc_sweep *, const fc_run *, int, const void *, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
+        void (*pack_pixels)(const fc_sweep *, const fc_run *, int, const void *, ptrdiff_t, ptrdiff_t,
+                            void *) noexcept nogil
         void (*store_runs)(const fc_sweep *, const fc_run *, int, const void *, int, void *, int) noexcept nogil
         void (*pack_transposed)(const void *, ptrdiff_t, int, ptrdiff_t, void *, void *) noexcept nogil
         void (*pack_rows)(const void *, ptrdiff_t, int, ptrdiff_t, void *) noexcept nogil
@@ -79,10 +81,12 @@ cdef extern from "micro.h" nogil:
         void (*max_pool_scatter)(ptrdiff_t, const void *, const int64_t *, void *) noexcept nogil
         void (*avg_pool_row)(const fc_pool_row *, void *) noexcept nogil
         void (*avg_pool_spread)(const fc_pool_row *, const void *, void *) noexcept nogil
-        void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *, void *,
+        void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
+                       void *,
                        ptrdiff_t, ptrdiff_t, const void *) noexcept nogil
         void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
-        void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t, const ptrdiff_t *,
+        void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
+                           const ptrdiff_t *,
                            void *) noexcept nogil
         void (*load_patch)(const void *, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int,
                            void *) noexcept nogil

@@ -17,7 +17,7 @@ cdef int input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, con
 
 cdef int weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
                          real[:, :, :, ::1] grad_weight, real[::1] grad_bias) except -1:
-    if (plan.direct_weight and conv_direct_weight_gradient[real](plan, grad_output, x, grad_weight) == 0
+    if (plan.direct_weight_rows and conv_direct_weight_gradient[real](plan, grad_output, x, grad_weight) == 0
             or plan.winograd_weight.r and conv_winograd_weight_gradient[real](plan, grad_output, x, grad_weight)):
         if grad_bias is not None:
             run_channel_sums[real](grad_output, grad_bias)

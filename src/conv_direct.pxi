@@ -1,14 +1,14 @@
 """Direct convolution of few channels, 1-D and 2-D: depthwise, small groups, the first layer of a network.
 
-Output and input gradient are sweeps (micro.h) as in conv_gemm.pxi and share its packed weights; what differs is that pixels are
-not packed.  A task owns some output rows of one image and group:
+Output and input gradient are sweeps (micro.h) as in conv_gemm.pxi and share its packed weights; what differs is that
+pixels are not packed.  A task owns some output rows of one image and group:
 
     copy the input rows that they read, padded, phases apart      [channel][row][phase][pitch], L1 or L2
     for each row panel of the weights:
         C[mr][slots] = sum_k A[k][mr] * rows[slot + offset[k]]    micro/direct.h
 
-In the weight gradient lanes are pixels and every (oc, ic, tap) is a dot product, taken for up to nine taps at a time; a task owns
-a group and a fixed share of the images.
+In the weight gradient lanes are pixels and every (oc, ic, tap) is a dot product, taken for up to nine taps at a time; a
+task owns a group and a fixed share of the images.
 """
 
 cdef struct RowWindow:
@@ -34,7 +34,8 @@ cdef RowWindow row_window(const fc_sweep *s, ptrdiff_t out_rows) noexcept nogil:
     return v
 
 
-cdef void copy_rows(kernels_t k, size_t es, const fc_sweep *s, const RowWindow *v, const char *x, ptrdiff_t h0, ptrdiff_t out_rows,
+cdef void copy_rows(kernels_t k, size_t es, const fc_sweep *s, const RowWindow *v, const char *x, ptrdiff_t h0,
+                    ptrdiff_t out_rows,
                     char *rows) noexcept nogil:
     """Input rows under output rows h0 .. h0 + out_rows of one image, channels of a group."""
     cdef ptrdiff_t c, i, h, first = h0 * s.step[1] + v.h
@@ -113,7 +114,8 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
         v = row_window(&j.sweep[i], j.direct_rows)
         depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
         slots = max(slots, j.direct_rows * ceil_div(j.sweep[i].out[2], j.k.lanes))
-        j.b_size = max(j.b_size, aligned((j.sweep[i].channels * v.plane + j.k.lanes) * j.es))  # + slack for the last vector
+        # + slack for the last vector
+        j.b_size = max(j.b_size, aligned((j.sweep[i].channels * v.plane + j.k.lanes) * j.es))
         tasks += direct_tasks(j, &j.sweep[i])
         packed += j.groups * packed_size(j.k, &j.sweep[i])
         packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
@@ -124,7 +126,7 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
     j.packed = <char *>arena.memory
     with nogil:
         run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_tasks(direct_task, j, tasks, threads, j.packed + packed, scratch)
+        run_flushed(direct_task, j, tasks, threads, j.packed + packed, scratch)
     release(arena)
     return 0
 
@@ -157,11 +159,13 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
     for n in range(s.n * share // j.shares, s.n * (share + 1) // j.shares):
         for h0 from 0 <= h0 < s.out[1] by j.direct_rows:
             out_rows = min(j.direct_rows, s.out[1] - h0)
-            copy_rows(j.k, es, s, &v, j.x + (n * s.in_image + g * s.channels * s.in_[1] * s.in_[2]) * es, h0, out_rows, scratch)
+            copy_rows(j.k, es, s, &v, j.x + (n * s.in_image + g * s.channels * s.in_[1] * s.in_[2]) * es, h0, out_rows,
+                      scratch)
             for oc in range(s.rows):
                 for c in range(s.channels):
                     j.k.direct_dot(<int>s.ntaps, out_rows, s.out[2],
-                                   j.grad_output + (n * s.out_image + (g * s.rows + oc) * s.out_channel + h0 * s.out[2]) * es,
+                                   j.grad_output + (n * s.out_image + (g * s.rows + oc) * s.out_channel
+                                                    + h0 * s.out[2]) * es,
                                    s.out[2], scratch + c * v.plane * es, s.step[1] * v.row, offset,
                                    sums + (oc * s.channels + c) * s.ntaps * es)
 
@@ -174,14 +178,15 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] gra
     cdef RowWindow v
     j.k, j.es, j.s, j.groups = plan.k, plan.es, &plan.output, plan.groups
     j.x, j.grad_output = <const char *>&x[0, 0, 0, 0], <const char *>&grad_output[0, 0, 0, 0]
-    j.direct_rows, j.shares = plan.direct_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
+    j.direct_rows, j.shares = plan.direct_weight_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
     v = row_window(j.s, j.direct_rows)
     j.x_size = aligned((plan.ic * v.plane + j.k.lanes) * j.es)
-    cdef size_t partial = aligned(j.shares * weights * j.es), scratch = j.x_size + aligned(plan.taps * sizeof(ptrdiff_t))
+    cdef size_t partial = aligned(j.shares * weights * j.es)
+    cdef size_t scratch = j.x_size + aligned(plan.taps * sizeof(ptrdiff_t))
     cdef Arena arena = lease(partial + threads * scratch)
     j.partial = <char *>arena.memory
     with nogil:
-        run_tasks(direct_gradient_task, &j, j.groups * j.shares, threads, j.partial + partial, scratch)
+        run_flushed(direct_gradient_task, &j, j.groups * j.shares, threads, j.partial + partial, scratch)
         pairwise(j.k, j.es, j.partial, weights, j.shares, weights)
         memcpy(&grad_weight[0, 0, 0, 0], j.partial, weights * j.es)
     release(arena)

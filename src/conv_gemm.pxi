@@ -4,18 +4,18 @@
     input gradient   dX[ic, (n, q)] = sum_{t, oc} W[oc, ic, t]  * dY[oc, (n, (q + pad - t * dilation) / stride)]
     weight gradient  dW[oc, ic, t]  = sum_{n, p}  dY[oc, (n, p)] * X[ic, (n, p * stride + t * dilation - pad)]
 
-The first two are the same code, a *sweep* (micro.h): the input gradient is one sweep of step 1 for each residue of q modulo
-the stride, over the taps that hit it, so nothing is multiplied by the zeros of an upsampled dY.  A task of a sweep owns a
-block of pixels and a block of rows:
+The first two are the same code, a *sweep* (micro.h): the input gradient is one sweep of step 1 for each residue of q
+modulo the stride, over the taps that hit it, so nothing is multiplied by the zeros of an upsampled dY.  A task of a
+sweep owns a block of pixels and a block of rows:
 
     for each slice of K = (tap, channel), kc long:
         pack the slice's pixels                         B[panel][kc][nr], half of the L2 cache
         for each row panel, for each pixel panel:       A[kc][mr] stays in L1, B streams from L2
             C[mr][nr] += A * B                          the micro-kernel
 
-The weight gradient reduces over pixels.  Rows are (ic, t), lanes are oc, so that the transpose of dY serves every tap and X
-is read in place from rows that were padded once.  A task owns a block of dW and a fixed share of the pixels; shares are
-added pairwise.
+The weight gradient reduces over pixels.  Rows are (ic, t), lanes are oc, so that the transpose of dY serves every tap
+and X is read in place from rows that were padded once.  A task owns a block of dW and a fixed share of the pixels;
+shares are added pairwise.
 """
 
 cdef extern from *:
@@ -58,7 +58,7 @@ cdef class ConvPlan:
     cdef int gradients
     cdef bint gradient_holes
     cdef Blocking output_blocking, gradient_blocking
-    cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight
+    cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight_rows
     cdef Winograd winograd_output, winograd_gradient, winograd_weight
     cdef ptrdiff_t wg_rows, wg_cols, wg_pixels, wg_shares  # weight gradient: ic a block, oc a block, pixels, shares
 
@@ -80,7 +80,7 @@ cdef class ConvPlan:
         self.output_blocking.kc, self.output_blocking.panels, self.output_blocking.rows = output_blocking
         self.gradient_blocking.kc, self.gradient_blocking.panels, self.gradient_blocking.rows = gradient_blocking
         self.wg_rows, self.wg_cols, self.wg_pixels, self.wg_shares = weight_blocking
-        self.direct_rows, self.direct_gradient_rows, self.direct_weight = direct
+        self.direct_rows, self.direct_gradient_rows, self.direct_weight_rows = direct
         if winograd[0]:
             self.winograd_output = winograd_blocking(winograd[0])
         if winograd[1]:
@@ -149,10 +149,12 @@ cdef class ConvPlan:
             s.in_image = self.output.out_image
             s.out_channel, s.out_image = plane, self.output.in_image
             fc_set3(s.in_, self.out[0], self.out[1], self.out[2])
-            fc_set3(s.out, ceil_div(self.in_[0] - residue[0], self.stride[0]), ceil_div(self.in_[1] - residue[1], self.stride[1]),
+            fc_set3(s.out, ceil_div(self.in_[0] - residue[0], self.stride[0]), ceil_div(self.in_[1] - residue[1],
+                                                                                        self.stride[1]),
                     ceil_div(self.in_[2] - residue[2], self.stride[2]))
             fc_set3(s.step, 1, 1, 1)
-            fc_set3(s.out_pixel, self.stride[0] * self.in_[1] * self.in_[2], self.stride[1] * self.in_[2], self.stride[2])
+            fc_set3(s.out_pixel, self.stride[0] * self.in_[1] * self.in_[2], self.stride[1] * self.in_[2],
+                    self.stride[2])
             s.out_base = (residue[0] * self.in_[1] + residue[1]) * self.in_[2] + residue[2]
             s.taps, s.weights, s.packed = self.tap_offsets + 3 * t, self.tap_weights + t, packed
             for d in groups[0][residue[0]]:
@@ -349,14 +351,15 @@ cdef int run_sweeps(SweepJob *j, double flops) except -1:
         packed += j.groups * packed_size(j.k, &j.sweep[i])
         packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
     packed = aligned(packed * j.es)
-    j.b_size = aligned((min(j.blocking.kc, depth) * j.blocking.panels + 2) * j.k.nr * j.es)  # + slack for the last store
+    # + slack for the last store
+    j.b_size = aligned((min(j.blocking.kc, depth) * j.blocking.panels + 2) * j.k.nr * j.es)
     j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
     scratch = j.b_size + j.runs_size + aligned(j.k.mr * j.k.nr * j.es)
     cdef Arena arena = lease(packed + threads * scratch)
     j.packed = <char *>arena.memory
     with nogil:
         run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_tasks(sweep_task, j, tasks, threads, j.packed + packed, scratch)
+        run_flushed(sweep_task, j, tasks, threads, j.packed + packed, scratch)
     release(arena)
     return 0
 
@@ -367,7 +370,8 @@ cdef int conv_gemm_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[
     cdef SweepJob job
     job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.output_blocking
     job.sweep, job.sweeps = &plan.output, 1
-    job.x, job.weight, job.out = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0, 0]
+    job.x, job.weight, job.out = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0,
+                                                                                                               0]
     job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.ic * plan.taps, plan.taps
     job.bias = NULL if bias is None else <const char *>&bias[0]
     job.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
@@ -394,11 +398,11 @@ cdef int conv_gemm_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_o
 
 # ---- weight gradient ----
 #
-# Pixels are dealt out in units: stretches of one output row, `length` long (all of the row unless it is longer than a block).
-# Units that lie below one another in one image form a section; a section's input rows are copied once, padded:
+# Pixels are dealt out in units: stretches of one output row, `length` long (all of the row unless it is longer than a
+# block).  Units that lie below one another in one image form a section; a section's input rows are copied once, padded:
 #
-#     X'[kd][ic][section rows][pitch]          tap (kh, kw) of unit u starts at (row(u) + kh * dilation) * pitch + kw * dilation
-#     dY'[oc panel][pixel][nr]                 transposed, in the order of the units
+#     X'[kd][ic][section rows][pitch]     tap (kh, kw) of unit u is at (row(u) + kh * dilation) * pitch + kw * dilation
+#     dY'[oc panel][pixel][nr]            transposed, in the order of the units
 
 cdef struct WeightGradientJob:
     kernels_t k
@@ -418,10 +422,11 @@ cdef struct WeightGradientJob:
     size_t b_size, x_size, offsets_size  # parts of a thread's scratch, in bytes
 
 
-cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff_t ic0, ptrdiff_t ics, ptrdiff_t oc0, ptrdiff_t ocs,
+cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff_t ic0, ptrdiff_t ics, ptrdiff_t oc0,
+                                ptrdiff_t ocs,
                                 ptrdiff_t unit, ptrdiff_t units, ptrdiff_t length, bint accumulate, char *partial,
                                 char *sums, char *scratch) noexcept nogil:
-    """dW'[ic0 : ic0 + ics][oc0 : oc0 + ocs] (+)= the contribution of `units` units from `unit` on, each `length` long."""
+    """dW'[ic0 : ic0 + ics][oc0 : oc0 + ocs] (+)= what `units` units from `unit` on, `length` long, contribute."""
     cdef kernels_t k = j.k
     cdef size_t es = j.es
     cdef ptrdiff_t nr = k.nr, oplane = j.out[0] * j.out[1] * j.out[2], iplane = j.in_[0] * j.in_[1] * j.in_[2]
@@ -429,7 +434,8 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
     cdef char *xp = scratch + j.b_size
     cdef ptrdiff_t *row = <ptrdiff_t *>(scratch + j.b_size + j.x_size)
     cdef ptrdiff_t *run = row + ics * j.taps
-    cdef ptrdiff_t pixels = units * length, xrow = 0, px = 0, u = 0, v, n, d, h, w, c, i, kd, kh, kw, id_, ih, rows, cols, panel
+    cdef ptrdiff_t pixels = units * length, xrow = 0, px = 0, u = 0, v, n, d, h, w, c, i
+    cdef ptrdiff_t kd, kh, kw, id_, ih, rows, cols, panel
     cdef const char *src
     cdef char *dst
 
@@ -441,7 +447,8 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
         v = min(j.out[1] - h, units - u)
         for panel from 0 <= panel < ocs by nr:
             cols = min(nr, ocs - panel)
-            src = j.grad_output + (((n * j.groups + g) * j.oc + oc0 + panel) * oplane + (d * j.out[1] + h) * j.out[2] + w) * es
+            src = j.grad_output + (((n * j.groups + g) * j.oc + oc0 + panel) * oplane
+                                   + (d * j.out[1] + h) * j.out[2] + w) * es
             dst = b + (panel * pixels + px * nr) * es
             if j.chunks == 1:  # the section's rows are one stretch of dY
                 k.pack_transposed(src, oplane, <int>cols, v * length, dst, NULL if sums == NULL else sums + panel * es)
@@ -572,7 +579,7 @@ cdef int conv_gemm_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_
     j.partial = <char *>arena.memory
     j.partial_bias = j.partial + partial
     with nogil:
-        run_tasks(weight_gradient_task, &j, tasks, threads, j.partial + partial + bias, scratch)
+        run_flushed(weight_gradient_task, &j, tasks, threads, j.partial + partial + bias, scratch)
         run_tasks(weight_reduction_task, &j, j.groups * ceil_div(depth, REDUCE_ROWS), threads, NULL, 0)
         if j.grad_bias != NULL:
             pairwise(j.k, j.es, j.partial_bias, oc, j.shares, oc)

@@ -1,24 +1,26 @@
-"""Convolution by Winograd's minimal filtering, r x r with r = 3 or 5, stride 1: output, input gradient, weight gradient.
+"""Convolution by Winograd's minimal filtering, r x r with r = 3 or 5, stride 1: all three passes.
 
     U[p][k][c]    = (G g G^T)[p]       filters, p = 0 .. 35 the points of a tile (micro/winograd.h)
     V[p][t][c]    = (B^T d B)[p]       tiles t of the image, m x m outputs each, m = 7 - r
     M[p][t][k]    = sum_c V[p][t][c] * U[p][k][c]          36 matrix products
     Y             = A^T M A
 
-The input gradient is the same with turned filters and r - 1 - pad.  In the weight gradient tiles of dY stand for filters:
+The input gradient is the same with turned filters and r - 1 - pad.  In the weight gradient tiles of dY stand for
+filters:
 
     dU[p][c][k]  += sum_t V[p][t][c] * D[p][t][k],  D = G' dY G'^T,      dW = A'^T dU A'
 
-Lanes are channels: V and D are operands of the micro-kernel as they leave the transforms.  Tiles are numbered patch by patch,
-a patch being a rectangle of tiles_h x tiles_w tiles of one image (tiles beyond the border are zeros and are not stored).
-A block of patches goes through two phases, each with its tasks:
+Lanes are channels: V and D are operands of the micro-kernel as they leave the transforms.  Tiles are numbered patch by
+patch, a patch being a rectangle of tiles_h x tiles_w tiles of one image (tiles beyond the border are zeros and are not
+stored). A block of patches goes through two phases, each with its tasks:
 
     1. task = a patch x some channels         image -> patch, transposed -> V (and D), shared by all threads
     2. task = some patches x a panel of nr    36 products into the thread's own M, which stays in L2 -> Y
        weight gradient: task = a point x some channels: dU[p] += V[p]^T D[p]
 
-Planes [p] lie an odd number of cache lines apart, or 36 streams would fall into the same sets.  A result that is not finite may
-come from an overflow or NaN that belongs to other pixels of its tile: the call is then done again by packed GEMM.
+Planes [p] lie an odd number of cache lines apart, or 36 streams would fall into the same sets.  A result that is not
+finite may come from an overflow or NaN that belongs to other pixels of its tile: the call is then done again by packed
+GEMM.
 """
 
 cdef enum:
@@ -66,11 +68,13 @@ cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row = task // chunks * j.k.lanes
     j.k.winograd_filters(<int>j.w.r, j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride,
-                         j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk, j.channels - c), j.flip,
+                         j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk,
+                                                                                             j.channels - c), j.flip,
                          j.u + ((row // j.k.nr * j.channels + c) * j.k.nr + row % j.k.nr) * j.es, j.u_plane)
 
 
-cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, ptrdiff_t *n, ptrdiff_t *h, ptrdiff_t *w) noexcept nogil:
+cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, ptrdiff_t *n, ptrdiff_t *h,
+                                ptrdiff_t *w) noexcept nogil:
     """Image and first output pixel of a patch."""
     n[0] = patch // (j.patches_h * j.patches_w)
     h[0] = patch // j.patches_w % j.patches_h * j.w.tiles_h * j.m
@@ -85,7 +89,8 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     patch_position(j, j.patch0 + patch, &n, &h, &w)
     for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.channels) by j.k.lanes:
         j.k.load_patch(j.x + ((n * j.groups + j.group) * j.channels + c) * plane * j.es, plane,
-                       <int>min(<ptrdiff_t>j.k.lanes, j.channels - c), j.in_h, j.in_w, h - j.pad_h, w - j.pad_w, rows, cols,
+                       <int>min(<ptrdiff_t>j.k.lanes,
+                                j.channels - c), j.in_h, j.in_w, h - j.pad_h, w - j.pad_w, rows, cols,
                        scratch)
         j.k.winograd_input(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
                            j.v + (patch * patch_tiles(j) * j.v_stride + c) * j.es, j.v_plane, j.v_stride)
@@ -99,7 +104,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef ptrdiff_t blocks = ceil_div(j.count, j.w.task_patches), nr = k.nr, plane = j.out_h * j.out_w
     cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
     cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, j.rows - row0), tiles = (patch1 - patch0) * patch_tiles(j)
-    cdef ptrdiff_t p, i, l, n, h, w, at, patch, zero = 0
+    cdef ptrdiff_t p, i, col, n, h, w, at, patch, zero = 0
     cdef ptrdiff_t[16] row
     cdef int lanes, height, width
     cdef char *products = scratch + j.patch_size
@@ -115,12 +120,12 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     for patch in range(patch0, patch1):
         patch_position(j, j.patch0 + patch, &n, &h, &w)
         height, width = <int>min(j.w.tiles_h * j.m, j.out_h - h), <int>min(j.w.tiles_w * j.m, j.out_w - w)
-        for l from 0 <= l < cols by k.lanes:
-            lanes = <int>min(<ptrdiff_t>k.lanes, cols - l)
-            at = (n * j.groups + j.group) * j.rows + row0 + l
-            if not k.winograd_output(<int>j.m, products + ((patch - patch0) * patch_tiles(j) * nr + l) * es, j.m_plane, nr,
-                                     <int>j.w.tiles_h, <int>j.w.tiles_w,
-                                     NULL if j.bias == NULL else j.bias + (row0 + l) * es, lanes, scratch):
+        for col from 0 <= col < cols by k.lanes:
+            lanes = <int>min(<ptrdiff_t>k.lanes, cols - col)
+            at = (n * j.groups + j.group) * j.rows + row0 + col
+            if not k.winograd_output(<int>j.m, products + ((patch - patch0) * patch_tiles(j) * nr + col) * es,
+                                     j.m_plane, nr, <int>j.w.tiles_h, <int>j.w.tiles_w,
+                                     NULL if j.bias == NULL else j.bias + (row0 + col) * es, lanes, scratch):
                 j.finite = 0
             k.store_patch(scratch, <int>(j.w.tiles_h * j.m), <int>(j.w.tiles_w * j.m), lanes, j.out_h, j.out_w, h, w,
                           j.y + at * plane * es, plane)
@@ -166,12 +171,13 @@ cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights) except -1:
             j.group = g
             j.weight = weight + g * group_weights * j.es
             j.bias = NULL if bias == NULL else bias + g * j.rows * j.es
-            run_tasks(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            run_flushed(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
             j.patch0 = 0
             while j.patch0 < j.patches and j.finite:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
-                run_tasks(image_task, j, j.count * chunks, threads, j.v + v, scratch)
-                run_tasks(product_tiles_task, j, ceil_div(j.count, j.w.task_patches) * panels, threads, j.v + v, scratch)
+                run_flushed(image_task, j, j.count * chunks, threads, j.v + v, scratch)
+                run_flushed(product_tiles_task, j, ceil_div(j.count, j.w.task_patches) * panels, threads, j.v + v,
+                            scratch)
                 j.patch0 += j.count
     release(arena)
     return j.finite
@@ -225,7 +231,8 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
         j.k.load_patch(j.y + ((n * j.groups + j.group) * j.rows + c) * plane * j.es, plane,
                        <int>min(<ptrdiff_t>j.k.lanes, j.rows - c), j.out_h, j.out_w, h, w, rows, cols, scratch)
         j.k.winograd_gradient(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
-                              j.d + ((c // j.k.nr * j.w.block_patches + patch) * patch_tiles(j) * j.k.nr + c % j.k.nr) * j.es,
+                              j.d + ((c // j.k.nr * j.w.block_patches + patch) * patch_tiles(j) * j.k.nr
+                                     + c % j.k.nr) * j.es,
                               j.d_plane, j.k.nr)
 
 
@@ -233,7 +240,8 @@ cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexce
     """Task: dU of one point and a chunk of input channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef kernels_t k = j.k
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), p = task // chunks, c0 = task % chunks * j.chunk, c, panel, zero = 0
+    cdef ptrdiff_t chunks = ceil_div(j.channels,
+                                     j.chunk), p = task // chunks, c0 = task % chunks * j.chunk, c, panel, zero = 0
     cdef ptrdiff_t c1 = min(c0 + j.chunk, j.channels), tiles = j.count * patch_tiles(j)
     cdef ptrdiff_t[16] row
     for c in range(16):
@@ -242,7 +250,8 @@ cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexce
         for c from c0 <= c < c1 by k.mr:
             k.gemm_rows(1, &zero, tiles, j.v + (p * j.v_plane + c) * j.es, row, j.v_stride,
                         j.d + (p * j.d_plane + panel * j.w.block_patches * patch_tiles(j)) * j.es,
-                        j.u + (p * j.u_plane + c * j.u_stride + panel) * j.es, j.u_stride, <int>min(<ptrdiff_t>k.mr, c1 - c),
+                        j.u + (p * j.u_plane + c * j.u_stride + panel) * j.es, j.u_stride, <int>min(<ptrdiff_t>k.mr,
+                                                                                                    c1 - c),
                         <int>min(<ptrdiff_t>k.nr, j.rows - panel), j.accumulate)
 
 
@@ -287,9 +296,10 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
             while j.patch0 < j.patches:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
                 j.accumulate = j.patch0 > 0
-                run_tasks(gradient_tiles_task, &j, j.count * (chunks + ceil_div(j.rows, j.chunk)), threads, j.d + d, j.patch_size)
-                run_tasks(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
+                run_flushed(gradient_tiles_task, &j, j.count * (chunks + ceil_div(j.rows, j.chunk)), threads, j.d + d,
+                            j.patch_size)
+                run_flushed(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
                 j.patch0 += j.count
-            run_tasks(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            run_flushed(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
     release(arena)
     return j.finite

@@ -1,8 +1,9 @@
 """Fully connected layers: y = x W^T + b, dx = dy W, dW = dy^T x, on the convolution's micro-kernel.
 
-All three are C[m][n] = sum_k A(m, k) * B(k, n) with A read in place through its strides and B packed by each task, from rows
-(B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  NumPy's BLAS would bring threads of its own, which
-spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms when it alternates with a parallel region.
+All three are C[m][n] = sum_k A(m, k) * B(k, n) with A read in place through its strides and B packed by each task, from
+rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  NumPy's BLAS would bring threads of its
+own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms when it alternates with a parallel
+region.
 """
 
 cdef struct ProductJob:
@@ -67,17 +68,18 @@ cdef int run_product(ProductJob *j) except -1:
     j.kc = 384
     j.cols = max(<ptrdiff_t>1, min(<ptrdiff_t>6, ceil_div(j.n, 16 * nr))) * nr
     tasks = ceil_div(j.n, j.cols)
-    j.rows = max(ceil_div(ceil_div(j.m, ceil_div(16, tasks)), j.k.mr), min(<ptrdiff_t>16, ceil_div(j.m, j.k.mr))) * j.k.mr
+    j.rows = max(ceil_div(ceil_div(j.m, ceil_div(16, tasks)), j.k.mr), min(<ptrdiff_t>16, ceil_div(j.m,
+                                                                                                   j.k.mr))) * j.k.mr
     cdef size_t scratch = aligned((min(j.kc, j.depth) * j.cols + 2 * nr) * j.es)
     cdef Arena arena = lease(threads * scratch)
     with nogil:
-        run_tasks(product_task, j, tasks * ceil_div(j.m, j.rows), threads, <char *>arena.memory, scratch)
+        run_flushed(product_task, j, tasks * ceil_div(j.m, j.rows), threads, <char *>arena.memory, scratch)
     release(arena)
     return 0
 
 
-cdef int matrix_product(const real[:, ::1] a, bint a_transposed, const real[:, ::1] b, bint b_transposed, const real[::1] bias,
-                 real[:, ::1] c, int activation, double slope) except -1:
+cdef int matrix_product(const real[:, ::1] a, bint a_transposed, const real[:, ::1] b, bint b_transposed,
+                        const real[::1] bias, real[:, ::1] c, int activation, double slope) except -1:
     cdef ProductJob j
     j.k, j.es = fc_tables(fc_get_isa())[real is double], sizeof(real)
     j.m, j.n, j.depth = c.shape[0], c.shape[1], a.shape[0] if a_transposed else a.shape[1]

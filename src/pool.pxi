@@ -80,7 +80,8 @@ cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             j.k.avg_pool_row(&row, j.y + r * j.out_w * j.es)
 
 
-cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real[:, :, :, ::1] y, int64_t[:, :, :, ::1] index):
+cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real[:, :, :, ::1] y, int64_t[:, :, :,
+                                                                                                          ::1] index):
     cdef PoolJob j
     if y.size == 0:
         return
@@ -149,7 +150,8 @@ cdef void pool_backward_task(void *job_, ptrdiff_t plane, char *scratch) noexcep
             j.k.avg_pool_spread(&row, g + r * j.out_w * j.es, gx)
 
 
-cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :, ::1] g, const int64_t[:, :, :, ::1] index,
+cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :, ::1] g, const int64_t[:, :, :,
+                                                                                                        ::1] index,
                                  real[:, :, :, ::1] gx) except -1:
     cdef PoolJob j
     cdef ptrdiff_t bad = 0, i
@@ -177,7 +179,7 @@ cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :
 
 
 def max_pool_backward(PoolPlan plan not None, g, index, gx):
-    """gx = the gradient of max pooling.  Returns how many indices lie outside their windows; then nothing is written."""
+    """gx = the gradient of max pooling.  Returns how many indices lie outside their windows; if any, gx stays."""
     if gx.dtype.char == "f":
         return run_pool_backward[float](plan, True, g, index, gx)
     return run_pool_backward[double](plan, True, g, index, gx)

@@ -17,8 +17,9 @@
 #endif
 
 #define direct_tile FC_LOCAL(direct_tile)
-FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, const REAL *a, const REAL *b, const ptrdiff_t *offset,
-                           const fc_slot *slot, REAL *c, ptrdiff_t ldc, ptrdiff_t step, const REAL *bias) {
+FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, const REAL *a, const REAL *b,
+                           const ptrdiff_t *offset, const fc_slot *slot, REAL *c, ptrdiff_t ldc, ptrdiff_t step,
+                           const REAL *bias) {
     vec acc[FC_MR][8];
     const REAL *src[8];
     FC_UNROLL
@@ -55,8 +56,9 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
 }
 
 /* C[rows][slots]; seven slots of no length follow the last, to fill the last tile up */
-static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
-                              const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias) {
+static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b,
+                              const ptrdiff_t *offset, const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step,
+                              const void *bias) {
     switch (rows) {
 #define FC_CASE(r) \
     case r: \
@@ -87,7 +89,8 @@ static void FC_KERNEL(copy_phases)(const void *src_, ptrdiff_t size, ptrdiff_t b
         const REAL *src = (const REAL *)src_ + p - before;
         const ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
         for (ptrdiff_t i = 0; i < pitch; i += FC_LANES)
-            vec_store_bits(dst + i, load_lanes(src + i * step, step, lo > i ? lo - i : 0, hi - i < FC_LANES ? hi - i : FC_LANES),
+            vec_store_bits(dst + i,
+                           load_lanes(src + i * step, step, lo > i ? lo - i : 0, hi - i < FC_LANES ? hi - i : FC_LANES),
                            bits_range(0, pitch - i));
     }
 }
@@ -126,8 +129,8 @@ FC_INLINE void dot_taps(const int taps, ptrdiff_t rows, ptrdiff_t cols, const RE
     }
 }
 
-static void FC_KERNEL(direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
-                                  ptrdiff_t x_row, const ptrdiff_t *offset, void *sum_) {
+static void FC_KERNEL(direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row,
+                                  const void *x, ptrdiff_t x_row, const ptrdiff_t *offset, void *sum_) {
     REAL *sum = sum_;
     while (taps > 0) {
         const int n = taps <= 9 ? taps : taps / ((taps + 8) / 9);

@@ -58,7 +58,8 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int packed, pt
 #define FC_EACH_VECTORS(DO, r) DO(r, 1) DO(r, 2)
 #endif
 #if FC_MR == 8
-#define FC_EACH_TILE(DO) FC_EACH_ROWS4(DO) FC_EACH_VECTORS(DO, 5) FC_EACH_VECTORS(DO, 6) FC_EACH_VECTORS(DO, 7) FC_EACH_VECTORS(DO, 8)
+#define FC_EACH_TILE(DO) \
+    FC_EACH_ROWS4(DO) FC_EACH_VECTORS(DO, 5) FC_EACH_VECTORS(DO, 6) FC_EACH_VECTORS(DO, 7) FC_EACH_VECTORS(DO, 8)
 #elif FC_MR == 6
 #define FC_EACH_TILE(DO) FC_EACH_ROWS4(DO) FC_EACH_VECTORS(DO, 5) FC_EACH_VECTORS(DO, 6)
 #else

@@ -140,8 +140,8 @@ typedef struct {
                               ptrdiff_t stride);
     int (*winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
                            const void *bias, int lanes, void *patch);
-    int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes, void *w,
-                            ptrdiff_t row_stride);
+    int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes,
+                            void *w, ptrdiff_t row_stride);
 
     /* fused multiply-adds in registers: returns the number of floating-point operations done */
     double (*fma_peak)(ptrdiff_t repeats, void *sink);

@@ -38,7 +38,8 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
             c->hi = (int32_t)(hi - i < left ? hi - i : left);
             c->src = inside ? run[r].n * s->in_image + (d * s->in[1] + h) * s->in[2] + w + i * step : 0;
             for (int v = 0; v < vectors; v++)
-                c->bits[v] = c->hi > c->lo ? bits_range(c->lo * step - v * FC_LANES, (c->hi - 1) * step + 1 - v * FC_LANES) : 0;
+                c->bits[v] =
+                    c->hi > c->lo ? bits_range(c->lo * step - v * FC_LANES, (c->hi - 1) * step + 1 - v * FC_LANES) : 0;
         }
         cols = run[r].col + run[r].len;
     }

@@ -34,7 +34,9 @@ FC_INLINE vec load_lanes(const REAL *p, ptrdiff_t step, ptrdiff_t lo, ptrdiff_t 
         uint32_t bits[4];
         FC_UNROLL
         for (int i = 0; i < 4; i++) bits[i] = bits_range(lo * step - i * FC_LANES, (hi - 1) * step + 1 - i * FC_LANES);
-        return step == 1 ? vec_load_strided(p, 1, bits) : step == 2 ? vec_load_strided(p, 2, bits) : vec_load_strided(p, 4, bits);
+        return step == 1   ? vec_load_strided(p, 1, bits)
+               : step == 2 ? vec_load_strided(p, 2, bits)
+                           : vec_load_strided(p, 4, bits);
     }
     for (ptrdiff_t l = lo; l < hi; l++) v[l] = p[l * step];
     return v;
@@ -67,8 +69,7 @@ FC_INLINE void max_pool_vectors(const fc_pool_row *p, REAL *y, int64_t *index, c
         for (ptrdiff_t kd = d0; kd < d1; kd++)
             for (ptrdiff_t kh = h0; kh < h1; kh++) {
                 const ptrdiff_t above = kd * p->dilation[0] * p->in[1] + kh * p->dilation[1];
-                const REAL *row = (const REAL *)p->x +
-                                  (p->start[0] * p->in[1] + p->start[1] + above) * p->in[2] + w;
+                const REAL *row = (const REAL *)p->x + (p->start[0] * p->in[1] + p->start[1] + above) * p->in[2] + w;
                 for (ptrdiff_t kw = w0; kw < w1; kw++) {
                     const ptrdiff_t iw = kw * p->dilation[2];
                     ptrdiff_t lo, hi;
@@ -141,8 +142,8 @@ static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y_) {
         vec sum = {0};
         for (ptrdiff_t kd = d0; kd < d1; kd++)
             for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                const REAL *row = (const REAL *)p->x +
-                                  ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2] + w;
+                const REAL *row =
+                    (const REAL *)p->x + ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2] + w;
                 for (ptrdiff_t kw = w0; kw < w1; kw++) {
                     ptrdiff_t lo, hi;
                     clip_lanes(p, o, w + kw, &lo, &hi);

@@ -74,7 +74,8 @@ static void FC_KERNEL(load_patch)(const void *x_, ptrdiff_t plane, int channels,
             vec v[FC_LANES];
             if (bits) {
                 FC_UNROLL
-                for (int l = 0; l < FC_LANES; l++) v[l] = l < channels ? vec_load_bits(src + l * plane + j, bits) : (vec){0};
+                for (int l = 0; l < FC_LANES; l++)
+                    v[l] = l < channels ? vec_load_bits(src + l * plane + j, bits) : (vec){0};
                 vec_transpose(v);
             } else {
                 FC_UNROLL
@@ -156,15 +157,16 @@ FC_INLINE void transform_kernel(const int n, const vec *g, REAL *u, ptrdiff_t pl
 /* Filters r x r of `lanes` rows (`row_stride` apart) and `count` channels (`channel_stride` apart), turned by 180 degrees if
  * `flip`: u[point * plane + channel * nr + lane] */
 #define filters FC_LOCAL(filters)
-FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes, ptrdiff_t count,
-                       int flip, REAL *u, ptrdiff_t plane) {
+FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
+                       ptrdiff_t count, int flip, REAL *u, ptrdiff_t plane) {
     for (ptrdiff_t k = 0; k < count; k++, w += channel_stride, u += FC_NR) {
         vec g[(25 + FC_LANES - 1) / FC_LANES * FC_LANES], turned[25];
         FC_UNROLL
         for (int e = 0; e < r * r; e += FC_LANES) {
             const uint32_t bits = bits_range(0, r * r - e);
             FC_UNROLL
-            for (int l = 0; l < FC_LANES; l++) g[e + l] = l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
+            for (int l = 0; l < FC_LANES; l++)
+                g[e + l] = l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
             vec_transpose(g + e);
         }
         FC_UNROLL
@@ -183,8 +185,8 @@ static void FC_KERNEL(winograd_filters)(int r, const void *w, ptrdiff_t row_stri
 
 /* The output gradient in the place of a filter: U of the m x m tiles of a patch, u[point * plane + tile * stride + lane] */
 #define gradient_tiles FC_LOCAL(gradient_tiles)
-FC_INLINE void gradient_tiles(const int m, const REAL *patch, int cols, int tiles_h, int tiles_w, REAL *u, ptrdiff_t plane,
-                              ptrdiff_t stride) {
+FC_INLINE void gradient_tiles(const int m, const REAL *patch, int cols, int tiles_h, int tiles_w, REAL *u,
+                              ptrdiff_t plane, ptrdiff_t stride) {
     for (int th = 0; th < tiles_h; th++)
         for (int tw = 0; tw < tiles_w; tw++, u += stride) {
             vec g[16];
@@ -237,8 +239,8 @@ FC_INLINE int all_finite(vec check) {
 }
 
 #define output_tiles FC_LOCAL(output_tiles)
-FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w, vec bias,
-                           REAL *patch) {
+FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
+                           vec bias, REAL *patch) {
     const ptrdiff_t cols = (ptrdiff_t)tiles_w * m;
     vec check = {0};
     for (int th = 0; th < tiles_h; th++)
@@ -257,16 +259,16 @@ FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane, ptrdiff_
 
 /* The tiles of a patch from their 36 products, with the bias of `lanes` channels (or NULL): patch [tiles_h * m][tiles_w * m]
  * [lanes].  Returns whether all are finite. */
-static int FC_KERNEL(winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
-                                      const void *bias, int lanes, void *patch) {
+static int FC_KERNEL(winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h,
+                                      int tiles_w, const void *bias, int lanes, void *patch) {
     const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
     return m == 4 ? output_tiles(4, products, plane, stride, tiles_h, tiles_w, b, patch)
                   : output_tiles(2, products, plane, stride, tiles_h, tiles_w, b, patch);
 }
 
 #define gradient_filters FC_LOCAL(gradient_filters)
-FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes,
-                               REAL *w, ptrdiff_t row_stride) {
+FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
+                               int lanes, REAL *w, ptrdiff_t row_stride) {
     vec check = {0};
     for (ptrdiff_t k = 0; k < count; k++, p += stride, w += r * r) {
         vec y[(25 + FC_LANES - 1) / FC_LANES * FC_LANES];
@@ -287,8 +289,8 @@ FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrd
 
 /* Weight gradients r x r of `lanes` output channels and `count` input channels from their 36 sums.  Returns whether all are
  * finite. */
-static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes,
-                                       void *w, ptrdiff_t row_stride) {
+static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
+                                       int lanes, void *w, ptrdiff_t row_stride) {
     return r == 3 ? gradient_filters(3, sums, plane, stride, count, lanes, w, row_stride)
                   : gradient_filters(5, sums, plane, stride, count, lanes, w, row_stride);
 }
