@@ -75,7 +75,7 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """How a pass is computed: algorithm, blocking, predicted cost in cycles of one core; and the costs of all algorithms."""
+    """How a pass is computed: algorithm, blocking, predicted cost in cycles of one core; and all algorithms' costs."""
 
     algorithm: str
     blocking: tuple[int, ...]
@@ -221,16 +221,6 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
     return output, gradient
 
 
-def has_winograd(g: ConvGeometry) -> bool:
-    """Whether F(m, r) serves this geometry."""
-    return g.kernel in ((1, 3, 3), (1, 5, 5)) and g.stride == g.dilation == (1, 1, 1)
-
-
-def has_direct(g: ConvGeometry) -> bool:
-    """Whether the row kernels serve this geometry."""
-    return g.ndim < 3
-
-
 def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
     """Return how each pass is computed: by `algorithm`, or for "auto" by the cheapest."""
     ic, oc, r = g.ic // g.groups, g.oc // g.groups, g.kernel[2]
@@ -251,11 +241,11 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
         ("input_gradient", "winograd"): lambda: winograd_blocking(g.n, *g.in_size[1:], oc, r, tile),
         ("weight_gradient", "winograd"): lambda: winograd_blocking(g.n, *g.out_size[1:], (ic + oc) // 2, r, tile),
     }
-    if has_direct(g):
+    if "direct" in g.algorithms:
         costs["output"]["direct"] = direct_cost(output, tile)
         costs["input_gradient"]["direct"] = direct_cost(gradient, tile)
         costs["weight_gradient"]["direct"] = direct_weight_cost(g, tile)
-    if has_winograd(g) and (tile.item == 4 or algorithm == "winograd"):
+    if "winograd" in g.algorithms and (tile.item == 4 or algorithm == "winograd"):  # float64 on request
         (_, ih, iw), (_, oh, ow) = g.in_size, g.out_size
         costs["output"]["winograd"] = winograd_cost(g.n, oh, ow, g.groups, ic, oc, r, tile)
         costs["input_gradient"]["winograd"] = winograd_cost(g.n, ih, iw, g.groups, oc, ic, r, tile)

@@ -215,6 +215,7 @@ class _ConvCall(NamedTuple):
 @lru_cache(_CACHED_CALLS)
 def _conv_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
     g = geometry.conv_geometry(function, ndim, x_shape, weight_shape, *options)
+    geometry.check_algorithm_serves(function, algorithm, g)
     return _ConvCall(
         algorithms.conv_plan(g, dtype_char, algorithm, isa),
         g.out_shape,
@@ -284,8 +285,10 @@ def _conv(
         Added before the activation.
     out : ndarray, optional
         Receives the result.
-    algorithm : "auto" or "gemm"
-        "gemm" sums the products themselves; "auto" is the fastest, which may round differently.
+    algorithm : "auto", "gemm", "direct" or "winograd"
+        "gemm" sums the products themselves, and so does "direct", for few channels; "winograd" needs a 3x3 or 5x5 kernel,
+        stride 1 and dilation 1, and rounds a little more. "auto" is the cheapest by prediction; of float64 it asks
+        no Winograd.
 
     Returns
     -------
@@ -301,13 +304,16 @@ def _conv(
 
     Notes
     -----
-    Packed implicit GEMM: windows are gathered into cache-sized panels, padding, stride and dilation included; the
-    matrix of all windows never exists in memory. The result is the same for any number of threads, bit by bit. Padding
+    "gemm" is a packed implicit matrix product: windows are gathered into cache-sized panels, padding, stride and
+    dilation included; the matrix of all windows never exists in memory. "direct" reads padded rows in place.
+    "winograd" is F(4x4, 3x3) or F(2x2, 5x5), whose rms error is about three times that of the sum of products; where
+    a result of it is not finite, the call is computed by "gemm", so that NaN and Inf stay in their windows. The result is the same for any number of threads, bit by bit. Padding
     is a zero that is multiplied: with an infinite weight it gives NaN.
 
     References
     ----------
     Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34 (2008).
+    Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015).
 
     Examples
     --------

@@ -59,6 +59,13 @@ class ConvGeometry:
     out_size: Size
 
     @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Algorithms that can compute it."""
+        direct = ("direct",) if self.ndim < 3 else ()
+        square = self.kernel in ((1, 3, 3), (1, 5, 5)) and self.stride == self.dilation == (1, 1, 1)
+        return ("gemm", *direct, *(("winograd",) if square else ()))
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of direct convolution."""
         return self.n * self.oc * math.prod(self.out_size) * (self.ic // self.groups) * math.prod(self.kernel)
@@ -298,7 +305,13 @@ def check_algorithm(function: str, algorithm: Any) -> None:
     if not isinstance(algorithm, str):
         raise TypeError(f"{function}: algorithm must be a string, got {algorithm!r}")
     if algorithm not in ALGORITHMS:
-        _value_error(function, f"algorithm must be {' or '.join(map(repr, ALGORITHMS))}", repr(algorithm))
+        _value_error(function, f"algorithm must be one of {', '.join(map(repr, ALGORITHMS))}", repr(algorithm))
+
+
+def check_algorithm_serves(function: str, algorithm: str, g: ConvGeometry) -> None:
+    """Check that an algorithm that was asked for can compute a convolution."""
+    if algorithm not in ("auto", *g.algorithms):
+        _value_error(function, f"algorithm must be one of {', '.join(map(repr, g.algorithms))} here", repr(algorithm))
 
 
 def check_flag(function: str, name: str, value: Any) -> None:

@@ -63,6 +63,11 @@ cdef inline ptrdiff_t patch_tiles(const WinogradJob *j) noexcept nogil:
     return j.w.tiles_h * j.w.tiles_w
 
 
+cdef inline ptrdiff_t whole_lanes(const WinogradJob *j, ptrdiff_t n) noexcept nogil:
+    """Channels up to the end of a vector: those behind the last are zeros, and are computed so that none is undefined."""
+    return ceil_div(n, j.k.lanes) * j.k.lanes
+
+
 cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: U of one vector of rows and a chunk of channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
@@ -103,7 +108,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef size_t es = j.es
     cdef ptrdiff_t blocks = ceil_div(j.count, j.w.task_patches), nr = k.nr, plane = j.out_h * j.out_w
     cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
-    cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, j.rows - row0), tiles = (patch1 - patch0) * patch_tiles(j)
+    cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, whole_lanes(j, j.rows - row0)), tiles = (patch1 - patch0) * patch_tiles(j)
     cdef ptrdiff_t p, i, col, n, h, w, at, patch, zero = 0
     cdef ptrdiff_t[16] row
     cdef int lanes, height, width
@@ -121,7 +126,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
         patch_position(j, j.patch0 + patch, &n, &h, &w)
         height, width = <int>min(j.w.tiles_h * j.m, j.out_h - h), <int>min(j.w.tiles_w * j.m, j.out_w - w)
         for col from 0 <= col < cols by k.lanes:
-            lanes = <int>min(<ptrdiff_t>k.lanes, cols - col)
+            lanes = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
             at = (n * j.groups + j.group) * j.rows + row0 + col
             if not k.winograd_output(<int>j.m, products + ((patch - patch0) * patch_tiles(j) * nr + col) * es,
                                      j.m_plane, nr, <int>j.w.tiles_h, <int>j.w.tiles_w,
@@ -142,7 +147,7 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.patches_w = ceil_div(j.out_w, j.w.tiles_w * j.m)
     j.patches = j.n * j.patches_h * j.patches_w
     j.w.block_patches = min(j.w.block_patches, j.patches)
-    j.v_stride = ceil_div(j.channels, j.k.lanes) * j.k.lanes
+    j.v_stride = whole_lanes(j, j.channels)
     j.v_plane = odd_lines(j.w.block_patches * patch_tiles(j) * j.v_stride, j.es)
     j.chunk = 4 * j.k.lanes
     j.patch_size = aligned((j.w.tiles_h * j.m + j.w.r - 1) * (j.w.tiles_w * j.m + j.w.r - 1) * j.k.lanes * j.es)
@@ -252,7 +257,7 @@ cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexce
                         j.d + (p * j.d_plane + panel * j.w.block_patches * patch_tiles(j)) * j.es,
                         j.u + (p * j.u_plane + c * j.u_stride + panel) * j.es, j.u_stride, <int>min(<ptrdiff_t>k.mr,
                                                                                                     c1 - c),
-                        <int>min(<ptrdiff_t>k.nr, j.rows - panel), j.accumulate)
+                        <int>min(<ptrdiff_t>k.nr, whole_lanes(j, j.rows - panel)), j.accumulate)
 
 
 cdef void weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -279,7 +284,7 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
     plan_patches(&j)
     chunks = ceil_div(j.channels, j.chunk)
-    j.u_stride = ceil_div(j.rows, j.k.lanes) * j.k.lanes
+    j.u_stride = whole_lanes(&j, j.rows)
     j.u_plane = odd_lines(j.channels * j.u_stride, j.es)
     j.d_plane = odd_lines(ceil_div(j.rows, j.k.nr) * j.k.nr * j.w.block_patches * patch_tiles(&j), j.es)
     cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)

@@ -281,7 +281,12 @@ BAD = [
     ("conv2d", {"activation": ("leaky_relu", np.nan)}, ValueError, "activation must be None, 'relu', "),
     ("linear", {"activation": ("relu", 1)}, ValueError, "activation must be None, 'relu', "),
     ("linear", {"activation": 1}, TypeError, "activation must be None, 'relu', "),
-    ("conv2d", {"algorithm": "fft"}, ValueError, "algorithm must be 'auto' or 'gemm', got 'fft'"),
+    (
+        "conv2d",
+        {"algorithm": "fft"},
+        ValueError,
+        "algorithm must be one of 'auto', 'gemm', 'direct', 'winograd', got 'fft'",
+    ),
     ("conv2d_backward", {"algorithm": ["gemm"]}, TypeError, "algorithm must be a string, got ['gemm']"),
     # Indices
     (
