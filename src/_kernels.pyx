@@ -50,12 +50,15 @@ cdef extern from "micro.h" nogil:
         const void *x
         ptrdiff_t *in_ "in"
         ptrdiff_t *start
+        ptrdiff_t before
         ptrdiff_t *kernel
         ptrdiff_t *dilation
         ptrdiff_t step, out
         ptrdiff_t *pad_after
         int count_include_pad
         ptrdiff_t divisor
+        void *line
+        ptrdiff_t skip, line_end, line_size
 
     ctypedef struct fc_kernels:
         const char *isa
@@ -78,6 +81,7 @@ cdef extern from "micro.h" nogil:
         void (*relu)(ptrdiff_t, const void *, void *, int) noexcept nogil
         void (*relu_backward)(ptrdiff_t, const void *, const void *, void *, int) noexcept nogil
         void (*max_pool_row)(const fc_pool_row *, void *, int64_t *) noexcept nogil
+        ptrdiff_t (*max_pool_check)(const fc_pool_row *, const int64_t *) noexcept nogil
         void (*max_pool_scatter)(ptrdiff_t, const void *, const int64_t *, void *) noexcept nogil
         void (*avg_pool_row)(const fc_pool_row *, void *) noexcept nogil
         void (*avg_pool_spread)(const fc_pool_row *, const void *, void *) noexcept nogil

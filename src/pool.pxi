@@ -43,6 +43,7 @@ cdef struct PoolJob:
     char *y
     int64_t *index
     ptrdiff_t *bad  # indices outside their windows, one count a plane
+    size_t line_bytes  # a thread's scratch
 
 
 cdef void pool_job(PoolPlan plan, PoolJob *j):
@@ -55,6 +56,15 @@ cdef void pool_job(PoolPlan plan, PoolJob *j):
     fc_set3(j.pad, plan.pad[0], plan.pad[1], plan.pad[2])
     row.step, row.out = plan.stride[2], plan.out[2]
     row.count_include_pad, row.divisor = plan.count_include_pad, plan.divisor
+    # The line of a row: taps that no output finds inside the image are skipped, and so is their padding.
+    cdef ptrdiff_t lanes = j.k.lanes, before = plan.pad[2], dilation = plan.dilation[2]
+    row.before = before
+    row.skip = max(<ptrdiff_t>0, before - (plan.out[2] - 1) * plan.stride[2]) // dilation * dilation
+    row.line_end = min(before + plan.in_[2] + lanes * row.step,
+                       (plan.out[2] - 1) * row.step + (plan.kernel[2] - 1) * dilation + 1)
+    row.line_end = max(row.line_end, before + plan.in_[2]) - row.skip
+    row.line_size = row.line_end + lanes * (2 * row.step if row.step <= 4 else 1)
+    j.line_bytes = aligned(2 * row.line_size * j.es)
     j.planes, j.in_plane = plan.planes, plan.in_[0] * plan.in_[1] * plan.in_[2]
     j.out_h, j.out_w, j.rows = plan.out[1], plan.out[2], plan.rows
     j.task_rows = max(<ptrdiff_t>1, POOL_OUTPUTS // max(plan.out[2], <ptrdiff_t>1))
@@ -63,7 +73,8 @@ cdef void pool_job(PoolPlan plan, PoolJob *j):
 
 cdef inline void pool_row(const PoolJob *j, ptrdiff_t r, fc_pool_row *row) noexcept nogil:
     """The windows of output row r, counted over (d, h)."""
-    fc_set3(row.start, r // j.out_h * j.stride[0] - j.pad[0], r % j.out_h * j.stride[1] - j.pad[1], -j.pad[2])
+    row.start[0] = r // j.out_h * j.stride[0] - j.pad[0]
+    row.start[1] = r % j.out_h * j.stride[1] - j.pad[1]
 
 
 cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -71,6 +82,7 @@ cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef PoolJob *j = <PoolJob *>job_
     cdef fc_pool_row row = j.row
     cdef ptrdiff_t r
+    row.line = scratch
     for r in range(task * j.task_rows, min((task + 1) * j.task_rows, j.planes * j.rows)):
         pool_row(j, r % j.rows, &row)
         row.x = j.x + r // j.rows * j.in_plane * j.es
@@ -85,14 +97,16 @@ cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real
     cdef PoolJob j
     if y.size == 0:
         return
-    pool_job(plan, &j)
     j.k, j.es, j.maximum = fc_tables(fc_get_isa())[real is double], sizeof(real), maximum
+    pool_job(plan, &j)
     j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&y[0, 0, 0, 0]
     if index is not None:
         j.index = &index[0, 0, 0, 0]
     cdef int threads = threads_for(2 * plan.work())
+    cdef Arena arena = lease(threads * j.line_bytes)
     with nogil:
-        run_tasks(pool_task, &j, ceil_div(j.planes * j.rows, j.task_rows), threads, NULL, 0)
+        run_tasks(pool_task, &j, ceil_div(j.planes * j.rows, j.task_rows), threads, <char *>arena.memory, j.line_bytes)
+    release(arena)
 
 
 def max_pool(PoolPlan plan not None, x, y, index):
@@ -111,26 +125,14 @@ def avg_pool(PoolPlan plan not None, x, y):
         run_pool[double](plan, False, x, y, None)
 
 
-cdef inline bint in_window(const fc_pool_row *row, ptrdiff_t o, int64_t index) noexcept nogil:
-    """Is the flat index an element of the window of output o of a row?"""
-    cdef ptrdiff_t h = index // row.in_[2], w = index % row.in_[2] - row.start[2] - o * row.step
-    cdef ptrdiff_t d = h // row.in_[1] - row.start[0]
-    h = h % row.in_[1] - row.start[1]
-    return (0 <= d < row.kernel[0] * row.dilation[0] and d % row.dilation[0] == 0
-            and 0 <= h < row.kernel[1] * row.dilation[1] and h % row.dilation[1] == 0
-            and 0 <= w < row.kernel[2] * row.dilation[2] and w % row.dilation[2] == 0)
-
-
 cdef void check_indices_task(void *job_, ptrdiff_t plane, char *scratch) noexcept nogil:
     cdef PoolJob *j = <PoolJob *>job_
     cdef fc_pool_row row = j.row
     cdef const int64_t *index = j.index + plane * j.rows * j.out_w
-    cdef ptrdiff_t r, o, bad = 0
+    cdef ptrdiff_t r, bad = 0
     for r in range(j.rows):
         pool_row(j, r, &row)
-        for o in range(j.out_w):
-            bad += not (0 <= index[o] < j.in_plane and in_window(&row, o, index[o]))
-        index += j.out_w
+        bad += j.k.max_pool_check(&row, index + r * j.out_w)
     j.bad[plane] = bad
 
 
@@ -141,6 +143,7 @@ cdef void pool_backward_task(void *job_, ptrdiff_t plane, char *scratch) noexcep
     cdef ptrdiff_t outputs = j.rows * j.out_w, r
     cdef char *gx = j.y + plane * j.in_plane * j.es
     cdef const char *g = j.x + plane * outputs * j.es
+    row.line = scratch
     memset(gx, 0, j.in_plane * j.es)
     if j.maximum:
         j.k.max_pool_scatter(outputs, g, j.index + plane * outputs, gx)
@@ -159,8 +162,8 @@ cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :
     cdef Arena arena
     if gx.size == 0:
         return 0
-    pool_job(plan, &j)
     j.k, j.es, j.maximum = fc_tables(fc_get_isa())[real is double], sizeof(real), maximum
+    pool_job(plan, &j)
     j.x, j.y = <const char *>&g[0, 0, 0, 0], <char *>&gx[0, 0, 0, 0]
     if maximum:
         j.index = <int64_t *>&index[0, 0, 0, 0]
@@ -173,8 +176,10 @@ cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :
         release(arena)
         if bad:
             return bad
+    arena = lease(threads * j.line_bytes)
     with nogil:
-        run_tasks(pool_backward_task, &j, j.planes, threads, NULL, 0)
+        run_tasks(pool_backward_task, &j, j.planes, threads, <char *>arena.memory, j.line_bytes)
+    release(arena)
     return 0
 
 

@@ -1,5 +1,6 @@
-/* Compiles every kernel for float and for double.  Included by isa_*.c, which says what the ISA is:
- *   FC_ISA, FC_VEC_BYTES, FC_MR, FC_NR_F32, FC_NR_F64, FC_OPAQUE (a register constraint), FC_STREAM_FENCE. */
+/* Compiles every kernel for float and for double.  Included by isa_*.c, which
+ * says what the ISA is: FC_ISA, FC_VEC_BYTES, FC_MR, FC_NR_F32, FC_NR_F64,
+ * FC_OPAQUE (a register constraint), FC_STREAM_FENCE. */
 
 #define FC_STRING_(x) #x
 #define FC_STRING(x) FC_STRING_(x)
@@ -41,4 +42,5 @@
 #define FC_TABLE_(type, isa) table_##type##_##isa
 #define FC_TABLE(type, isa) FC_TABLE_(type, isa)
 
-const fc_kernels *const FC_TABLES(FC_ISA)[2] = {&FC_TABLE(f32, FC_ISA), &FC_TABLE(f64, FC_ISA)};
+const fc_kernels *const FC_TABLES(FC_ISA)[2] = {&FC_TABLE(f32, FC_ISA),
+                                                &FC_TABLE(f64, FC_ISA)};

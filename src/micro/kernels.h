@@ -1,6 +1,8 @@
-/* One type's kernels and their table.  Included by isa.h with FC_TYPE = f32 or f64. */
+/* One type's kernels and their table.  Included by isa.h with FC_TYPE = f32 or
+ * f64. */
 
-#define FC_KERNEL_(op, type, mr, nr, isa) fc_##type##_##op##_##mr##x##nr##__##isa
+#define FC_KERNEL_(op, type, mr, nr, isa)                                      \
+  fc_##type##_##op##_##mr##x##nr##__##isa
 #define FC_KERNEL__(op, type, mr, nr, isa) FC_KERNEL_(op, type, mr, nr, isa)
 #define FC_KERNEL(op) FC_KERNEL__(op, FC_TYPE, FC_MR, FC_NR, FC_ISA)
 
@@ -39,6 +41,7 @@ static const fc_kernels FC_LOCAL(table) = {
     .relu_backward = FC_KERNEL(relu_backward),
     .max_pool_row = FC_KERNEL(max_pool_row),
     .avg_pool_row = FC_KERNEL(avg_pool_row),
+    .max_pool_check = FC_KERNEL(max_pool_check),
     .max_pool_scatter = FC_KERNEL(max_pool_scatter),
     .avg_pool_spread = FC_KERNEL(avg_pool_spread),
     .direct = FC_KERNEL(direct),

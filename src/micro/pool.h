@@ -1,184 +1,356 @@
-/* Pooling: y[o] = max or mean of x over a window, one output row at a time, lanes along w.
+/* Pooling: y[o] = max or mean of x over a window, one output row at a time,
+ * lanes along w.
  *
- * A vector of outputs reads, for every tap of the window, the input at (w + lane) * step: contiguous vectors and an
- * even/odd deinterleave.  Lanes in the padding are masked.
+ * Windows are separable.  A row of columns is reduced first, whole vectors at a
+ * time, into a line with room for the padding; then each output reduces its
+ * columns, at (w + lane) * step: contiguous vectors and an even/odd
+ * deinterleave.
  *
- *   max    the first maximum wins; a NaN wins over everything, and the last NaN of a window over the others
- *   mean   the taps are added in order and divided once, so that NaN and Inf stay in the windows that hold them */
+ *     x rows of the window      x x x x x x x x x x x x x x
+ *                               x x x x x x x x x x x x x x
+ *     line              . . . . r r r r r r r r r r r r r r . . .       . =
+ * -inf or 0 y                      [     ] [     ] [     ]
+ *
+ *   max    the first maximum wins; a NaN wins over everything, and the last NaN
+ * of a window over the others mean   rows are added in order, then columns, and
+ * the sum is divided once: NaN and Inf stay in the windows that hold them */
 
-/* The window's taps along one dimension that fall inside the image: [first, last) */
+#define line_values FC_LOCAL(line_values)
+FC_INLINE REAL *line_values(const fc_pool_row *p) {
+  return (REAL *)p->line + p->before - p->skip;
+}
+
+#define line_rows                                                              \
+  FC_LOCAL(line_rows) /* where a column's maximum is: the row's offset from    \
+                         the window's first, in elements */
+FC_INLINE INTEGER *line_rows(const fc_pool_row *p) {
+  return (INTEGER *)((REAL *)p->line + p->line_size) + p->before - p->skip;
+}
+
+/* The window's taps along one dimension that fall inside the image: [first,
+ * last) */
 #define clip_taps FC_LOCAL(clip_taps)
-FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first, ptrdiff_t *last) {
-    const ptrdiff_t dilation = p->dilation[dim], kernel = p->kernel[dim];
-    const ptrdiff_t lo = ceil_div(-p->start[dim], dilation), hi = ceil_div(p->in[dim] - p->start[dim], dilation);
-    *first = lo > 0 ? lo : 0;
-    *last = hi < kernel ? hi : kernel;
+FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first,
+                         ptrdiff_t *last) {
+  const ptrdiff_t dilation = p->dilation[dim], kernel = p->kernel[dim];
+  const ptrdiff_t lo = ceil_div(-p->start[dim], dilation),
+                  hi = ceil_div(p->in[dim] - p->start[dim], dilation);
+  *first = lo > 0 ? lo : 0;
+  *last = hi < kernel ? hi : kernel;
 }
 
-/* The window's taps along w that fall inside the image for at least one of outputs [o, o + lanes): [first, last) */
+/* The window's taps along w that fall inside the image for at least one of
+ * outputs [o, o + lanes): [first, last) */
 #define clip_taps_w FC_LOCAL(clip_taps_w)
-FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first, ptrdiff_t *last) {
-    const ptrdiff_t dilation = p->dilation[2], w = p->start[2] + o * p->step;
+FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first,
+                           ptrdiff_t *last) {
+  const ptrdiff_t dilation = p->dilation[2], w = o * p->step - p->before;
+  const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+  const ptrdiff_t lo = ceil_div(-w - (left - 1) * p->step, dilation),
+                  hi = ceil_div(p->in[2] - w, dilation);
+  *first = lo > 0 ? lo : 0;
+  *last = hi < p->kernel[2] ? hi : p->kernel[2];
+}
+
+/* Lanes p[lane * step], at least the first `left` of them */
+#define load_every FC_LOCAL(load_every)
+FC_INLINE vec load_every(const REAL *p, ptrdiff_t step, ptrdiff_t left) {
+  static const uint32_t all[4] = {FC_ALL, FC_ALL, FC_ALL, FC_ALL};
+  if (step == 1)
+    return vec_load(p);
+  if (step == 2)
+    return vec_even(vec_load(p), vec_load(p + FC_LANES));
+  if (step == 4)
+    return vec_load_strided(p, 4, all);
+  vec v = {0};
+  for (int l = 0; l < left; l++)
+    v[l] = p[l * step];
+  return v;
+}
+
+#define load_every_row FC_LOCAL(load_every_row)
+FC_INLINE ivec load_every_row(const INTEGER *p, ptrdiff_t step,
+                              ptrdiff_t left) {
+  return (ivec)load_every((const REAL *)p, step, left);
+}
+
+#define wins FC_LOCAL(wins)
+FC_INLINE ivec wins(vec v, vec best) { return (v > best) | (v != v); }
+
+#define splat_integer FC_LOCAL(splat_integer)
+FC_INLINE ivec splat_integer(INTEGER x) { return x - (ivec){0}; }
+
+#define pick FC_LOCAL(pick)
+FC_INLINE ivec pick(ivec mask, ivec a, ivec b) {
+  return (mask & a) | (~mask & b);
+}
+
+#define FC_NOWHERE                                                             \
+  (FC_REAL_BYTES == 4 ? (INTEGER)INT32_MAX : (INTEGER)INT64_MAX)
+
+/* line = the maximum, with its row, or the sum of the rows of the windows */
+#define reduce_rows FC_LOCAL(reduce_rows)
+FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum,
+                           const int indexed) {
+  ptrdiff_t d0, d1, h0, h1;
+  clip_taps(p, 0, &d0, &d1);
+  clip_taps(p, 1, &h0, &h1);
+  REAL *line = line_values(p);
+  INTEGER *where = indexed ? line_rows(p) : NULL;
+  const vec empty = maximum ? vec_splat(-FC_INFINITY) : (vec){0};
+  for (ptrdiff_t i = p->skip - p->before; i < 0; i++) {
+    line[i] = empty[0];
+    if (indexed)
+      where[i] = FC_NOWHERE;
+  }
+  for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
+    const uint32_t bits = bits_range(0, p->in[2] - i);
+    vec best = empty;
+    ivec row = splat_integer(FC_NOWHERE);
+    for (ptrdiff_t kd = d0; kd < d1; kd++)
+      for (ptrdiff_t kh = h0; kh < h1; kh++) {
+        const ptrdiff_t above =
+            (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
+        const ptrdiff_t first =
+            (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
+        const vec v =
+            vec_load_bits((const REAL *)p->x + first + above + i, bits);
+        if (!maximum)
+          best += v;
+        else if (indexed) { /* a column of -inf has its first row */
+          const ivec here = splat_integer((INTEGER)above),
+                     won = wins(v, best) | (row == FC_NOWHERE);
+          row = pick(won, here, row);
+          best = vec_select(won, v, best);
+        } else
+          best = vec_select(wins(v, best), v, best);
+      }
+    vec_store(line + i, best);
+    if (indexed)
+      vec_store((REAL *)(where + i), (vec)row);
+  }
+  for (ptrdiff_t i = p->in[2]; i < p->line_end - p->before + p->skip; i++) {
+    line[i] = empty[0];
+    if (indexed)
+      where[i] = FC_NOWHERE;
+  }
+}
+
+/* Inlined with a constant step, so that loads are chosen once */
+#define max_columns FC_LOCAL(max_columns)
+FC_INLINE void max_columns(const fc_pool_row *p, const ptrdiff_t step,
+                           REAL *y) {
+  const REAL *line = line_values(p) - p->before;
+  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
     const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-    const ptrdiff_t lo = ceil_div(-w - (left - 1) * p->step, dilation), hi = ceil_div(p->in[2] - w, dilation);
-    *first = lo > 0 ? lo : 0;
-    *last = hi < p->kernel[2] ? hi : p->kernel[2];
-}
-
-/* Lanes p[lane * step] for lanes [lo, hi), zeros elsewhere */
-#define load_lanes FC_LOCAL(load_lanes)
-FC_INLINE vec load_lanes(const REAL *p, ptrdiff_t step, ptrdiff_t lo, ptrdiff_t hi) {
-    vec v = {0};
-    if (hi <= lo) return v;
-    if (step == 1 || step == 2 || step == 4) {
-        uint32_t bits[4];
-        FC_UNROLL
-        for (int i = 0; i < 4; i++) bits[i] = bits_range(lo * step - i * FC_LANES, (hi - 1) * step + 1 - i * FC_LANES);
-        return step == 1   ? vec_load_strided(p, 1, bits)
-               : step == 2 ? vec_load_strided(p, 2, bits)
-                           : vec_load_strided(p, 4, bits);
+    ptrdiff_t w0, w1;
+    clip_taps_w(p, o, &w0, &w1);
+    vec best = vec_splat(-FC_INFINITY);
+    for (ptrdiff_t kw = w0; kw < w1; kw++) {
+      const vec v =
+          load_every(line + o * step + kw * p->dilation[2], step, left);
+      best = vec_select(wins(v, best), v, best);
     }
-    for (ptrdiff_t l = lo; l < hi; l++) v[l] = p[l * step];
-    return v;
+    vec_store_bits(y + o, best, bits_range(0, left));
+  }
 }
 
-/* The lanes of outputs [o, o + lanes) that lie inside the row at tap kw: [lo, hi) */
-#define clip_lanes FC_LOCAL(clip_lanes)
-FC_INLINE void clip_lanes(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t iw, ptrdiff_t *lo, ptrdiff_t *hi) {
+/* Of equal columns the one whose row comes first, of columns of one row the
+ * first; of NaNs the last */
+#define max_columns_indexed FC_LOCAL(max_columns_indexed)
+FC_INLINE void max_columns_indexed(const fc_pool_row *p, const ptrdiff_t step,
+                                   REAL *y, int64_t *index) {
+  const REAL *line = line_values(p) - p->before;
+  const INTEGER *rows = line_rows(p) - p->before;
+  const int64_t first =
+      (p->start[0] * p->in[1] + p->start[1]) * p->in[2] - p->before;
+  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
     const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-    if (iw >= 0 && iw + (left - 1) * p->step < p->in[2]) {
-        *lo = 0;
-        *hi = left;
-        return;
+    ptrdiff_t w0, w1;
+    clip_taps_w(p, o, &w0, &w1);
+    vec best = vec_splat(-FC_INFINITY);
+    ivec where = splat_integer(FC_NOWHERE), column = {0};
+    for (ptrdiff_t kw = w0; kw < w1; kw++) {
+      const ptrdiff_t at = o * step + kw * p->dilation[2];
+      const vec v = load_every(line + at, step, left);
+      const ivec row = load_every_row(rows + at, step, left);
+      const ivec won = (v > best) | ((v == best) & (row < where)) |
+                       ((v != v) & ((best == best) | (row >= where)));
+      best = vec_select(won, v, best);
+      where = pick(won, row, where);
+      column = pick(won, splat_integer((INTEGER)(kw * p->dilation[2])), column);
     }
-    const ptrdiff_t first = ceil_div(-iw, p->step), last = ceil_div(p->in[2] - iw, p->step);
-    *lo = first > 0 ? first : 0;
-    *hi = last < left ? last : left;
+    vec_store_bits(y + o, best, bits_range(0, left));
+    INTEGER lane[FC_LANES];
+    vec_store((REAL *)lane, (vec)(where + column));
+    for (ptrdiff_t l = 0; l < left; l++)
+      index[o + l] = first + (o + l) * step + lane[l];
+  }
 }
 
-#define max_pool_vectors FC_LOCAL(max_pool_vectors)
-FC_INLINE void max_pool_vectors(const fc_pool_row *p, REAL *y, int64_t *index, const int indexed) {
-    ptrdiff_t d0, d1, h0, h1, w0, w1;
-    clip_taps(p, 0, &d0, &d1);
-    clip_taps(p, 1, &h0, &h1);
-    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-        const ptrdiff_t w = p->start[2] + o * p->step;
-        clip_taps_w(p, o, &w0, &w1);
-        vec best = vec_splat(-FC_INFINITY);
-        ivec where = {0}, seen = {0}; /* offset of the maximum from the window's first element */
-        for (ptrdiff_t kd = d0; kd < d1; kd++)
-            for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                const ptrdiff_t above = kd * p->dilation[0] * p->in[1] + kh * p->dilation[1];
-                const REAL *row = (const REAL *)p->x + (p->start[0] * p->in[1] + p->start[1] + above) * p->in[2] + w;
-                for (ptrdiff_t kw = w0; kw < w1; kw++) {
-                    const ptrdiff_t iw = kw * p->dilation[2];
-                    ptrdiff_t lo, hi;
-                    clip_lanes(p, o, w + iw, &lo, &hi);
-                    if (hi <= lo) continue;
-                    const vec v = load_lanes(row + iw, p->step, lo, hi);
-                    const ivec valid = vec_mask(bits_range(lo, hi));
-                    ivec wins = ((v > best) | (v != v)) & valid;
-                    if (indexed) {
-                        wins |= valid & ~seen; /* a window of -inf has its first element's index */
-                        seen |= valid;
-                        const ivec here = (INTEGER)(above * p->in[2] + iw) - (ivec){0};
-                        where = (wins & here) | (~wins & where);
-                    }
-                    best = vec_select(wins, v, best);
-                }
-            }
-        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-        vec_store_bits(y + o, best, bits_range(0, left));
-        if (indexed) {
-            const ptrdiff_t base = (p->start[0] * p->in[1] + p->start[1]) * p->in[2] + w;
-            for (ptrdiff_t l = 0; l < left; l++) index[o + l] = base + l * p->step + where[l];
-        }
-    }
-}
-
-static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y, int64_t *index) {
-    if (index)
-        max_pool_vectors(p, y, index, 1);
+static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y,
+                                    int64_t *index) {
+  if (index) {
+    reduce_rows(p, 1, 1);
+    if (p->step == 1)
+      max_columns_indexed(p, 1, y, index);
+    else if (p->step == 2)
+      max_columns_indexed(p, 2, y, index);
     else
-        max_pool_vectors(p, y, NULL, 0);
+      max_columns_indexed(p, p->step, y, index);
+  } else {
+    reduce_rows(p, 1, 0);
+    if (p->step == 1)
+      max_columns(p, 1, y);
+    else if (p->step == 2)
+      max_columns(p, 2, y);
+    else
+      max_columns(p, p->step, y);
+  }
 }
 
-static void FC_KERNEL(max_pool_scatter)(ptrdiff_t n, const void *g_, const int64_t *index, void *gx_) {
-    const REAL *g = g_;
-    REAL *gx = gx_;
-    for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
+/* How many of an output row's indices lie outside their windows */
+static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_row *p,
+                                           const int64_t *index) {
+  ptrdiff_t d0, d1, h0, h1, bad = 0;
+  clip_taps(p, 0, &d0, &d1);
+  clip_taps(p, 1, &h0, &h1);
+  enum { BLOCK = 64 };
+  int64_t good[BLOCK];
+  for (ptrdiff_t o = 0; o < p->out; o += BLOCK) {
+    const ptrdiff_t n = p->out - o < BLOCK ? p->out - o : BLOCK;
+    for (ptrdiff_t i = 0; i < n; i++)
+      good[i] = 0;
+    for (ptrdiff_t kd = d0; kd < d1; kd++)
+      for (ptrdiff_t kh = h0; kh < h1; kh++) {
+        const uint64_t width = (uint64_t)p->in[2],
+                       extent =
+                           (uint64_t)((p->kernel[2] - 1) * p->dilation[2] + 1);
+        const int64_t row = ((p->start[0] + kd * p->dilation[0]) * p->in[1] +
+                             p->start[1] + kh * p->dilation[1]) *
+                            p->in[2];
+        for (ptrdiff_t i = 0; i < n; i++) {
+          const uint64_t w = (uint64_t)(index[o + i] - row),
+                         tap = w - (uint64_t)((o + i) * p->step - p->before);
+          good[i] |= (w < width) & (tap < extent);
+        }
+        if (p->dilation[2] > 1)
+          for (ptrdiff_t i = 0; i < n; i++) {
+            const int64_t w = index[o + i] - row,
+                          tap = w - ((o + i) * p->step - p->before);
+            if ((uint64_t)w < width && tap % p->dilation[2])
+              good[i] = 0;
+          }
+      }
+    for (ptrdiff_t i = 0; i < n; i++)
+      bad += !good[i];
+  }
+  return bad;
 }
 
-/* Elements of a window along one dimension: those inside the image, or with the padding that it covers */
+static void FC_KERNEL(max_pool_scatter)(ptrdiff_t n, const void *g_,
+                                        const int64_t *index, void *gx_) {
+  const REAL *g = g_;
+  REAL *gx = gx_;
+  for (ptrdiff_t i = 0; i < n; i++)
+    gx[index[i]] += g[i];
+}
+
+/* Elements of a window along one dimension: those inside the image, or with the
+ * padding that it covers */
 #define window_extent FC_LOCAL(window_extent)
-FC_INLINE ptrdiff_t window_extent(const fc_pool_row *p, int dim, ptrdiff_t start) {
-    const ptrdiff_t padded = p->in[dim] + (p->count_include_pad ? p->pad_after[dim] : 0);
-    ptrdiff_t end = start + p->kernel[dim];
-    if (end > padded) end = padded;
-    if (!p->count_include_pad && start < 0) start = 0;
-    return end - start;
+FC_INLINE ptrdiff_t window_extent(const fc_pool_row *p, int dim,
+                                  ptrdiff_t start) {
+  const ptrdiff_t padded =
+      p->in[dim] + (p->count_include_pad ? p->pad_after[dim] : 0);
+  ptrdiff_t end = start + p->kernel[dim];
+  if (end > padded)
+    end = padded;
+  if (!p->count_include_pad && start < 0)
+    start = 0;
+  return end - start;
 }
 
 /* what the sums of outputs [o, o + lanes) are divided by */
 #define divisors FC_LOCAL(divisors)
 FC_INLINE vec divisors(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t dh) {
-    if (p->divisor) return vec_splat((REAL)p->divisor);
-    const ptrdiff_t w = p->start[2] + o * p->step, end = w + (FC_LANES - 1) * p->step + p->kernel[2];
-    if (w >= 0 && end <= p->in[2]) return vec_splat((REAL)(dh * p->kernel[2]));
-    vec v;
-    for (int l = 0; l < FC_LANES; l++) v[l] = (REAL)(dh * window_extent(p, 2, w + l * p->step));
-    return v;
+  if (p->divisor)
+    return vec_splat((REAL)p->divisor);
+  const ptrdiff_t w = o * p->step - p->before;
+  const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+  if (w >= 0 && w + (left - 1) * p->step + p->kernel[2] <= p->in[2])
+    return vec_splat((REAL)(dh * p->kernel[2]));
+  vec v;
+  for (int l = 0; l < FC_LANES; l++)
+    v[l] = (REAL)(dh * (l < left ? window_extent(p, 2, w + l * p->step) : 1));
+  return v;
 }
 
-static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y_) {
-    REAL *y = y_;
-    ptrdiff_t d0, d1, h0, h1, w0, w1;
-    clip_taps(p, 0, &d0, &d1);
-    clip_taps(p, 1, &h0, &h1);
-    const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
-    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-        const ptrdiff_t w = p->start[2] + o * p->step;
-        clip_taps_w(p, o, &w0, &w1);
-        vec sum = {0};
-        for (ptrdiff_t kd = d0; kd < d1; kd++)
-            for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                const REAL *row =
-                    (const REAL *)p->x + ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2] + w;
-                for (ptrdiff_t kw = w0; kw < w1; kw++) {
-                    ptrdiff_t lo, hi;
-                    clip_lanes(p, o, w + kw, &lo, &hi);
-                    sum += load_lanes(row + kw, p->step, lo, hi);
-                }
-            }
-        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-        vec_store_bits(y + o, sum / divisors(p, o, dh), bits_range(0, left));
-    }
+#define mean_columns FC_LOCAL(mean_columns)
+FC_INLINE void mean_columns(const fc_pool_row *p, const ptrdiff_t step,
+                            REAL *y) {
+  const REAL *line = line_values(p) - p->before;
+  const ptrdiff_t dh =
+      window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
+  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
+    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+    ptrdiff_t w0, w1;
+    clip_taps_w(p, o, &w0, &w1);
+    vec sum = {0};
+    for (ptrdiff_t kw = w0; kw < w1; kw++)
+      sum += load_every(line + o * step + kw, step, left);
+    vec_store_bits(y + o, sum / divisors(p, o, dh), bits_range(0, left));
+  }
 }
 
-/* The mean's gradient: every element of a window receives g / divisor. */
-static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, void *gx) {
-    const REAL *g = g_;
-    ptrdiff_t d0, d1, h0, h1, w0, w1;
-    clip_taps(p, 0, &d0, &d1);
-    clip_taps(p, 1, &h0, &h1);
-    const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
-    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-        const ptrdiff_t w = p->start[2] + o * p->step;
-        clip_taps_w(p, o, &w0, &w1);
-        const vec share = vec_load_bits(g + o, bits_range(0, left)) / divisors(p, o, dh);
-        for (ptrdiff_t kd = d0; kd < d1; kd++)
-            for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                REAL *row = (REAL *)gx + ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2] + w;
-                for (ptrdiff_t kw = w0; kw < w1; kw++) {
-                    ptrdiff_t lo, hi;
-                    clip_lanes(p, o, w + kw, &lo, &hi);
-                    if (p->step == 1) {
-                        const uint32_t bits = bits_range(lo, hi);
-                        vec_store_bits(row + kw, vec_load_bits(row + kw, bits) + share, bits);
-                    } else
-                        for (ptrdiff_t l = lo; l < hi; l++) row[kw + l * p->step] += share[l];
-                }
-            }
+static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y) {
+  reduce_rows(p, 0, 0);
+  if (p->step == 1)
+    mean_columns(p, 1, y);
+  else if (p->step == 2)
+    mean_columns(p, 2, y);
+  else
+    mean_columns(p, p->step, y);
+}
+
+/* The mean's gradient: every element of a window receives g / divisor.  A line
+ * collects the columns, every row adds it. */
+static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_,
+                                       void *gx) {
+  const REAL *g = g_;
+  REAL *line = line_values(p) - p->before;
+  ptrdiff_t d0, d1, h0, h1, w0, w1;
+  clip_taps(p, 0, &d0, &d1);
+  clip_taps(p, 1, &h0, &h1);
+  const ptrdiff_t dh =
+      window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
+  for (ptrdiff_t i = p->skip; i < p->skip + p->line_end; i++)
+    line[i] = 0;
+  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
+    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+    const uint32_t bits = bits_range(0, left);
+    const vec share = vec_load_bits(g + o, bits) / divisors(p, o, dh);
+    REAL lane[FC_LANES];
+    vec_store(lane, share);
+    clip_taps_w(p, o, &w0, &w1);
+    if (p->step == 1)
+      for (ptrdiff_t kw = w0; kw < w1; kw++)
+        vec_store_bits(line + o + kw, vec_load(line + o + kw) + share, bits);
+    else
+      for (ptrdiff_t l = 0; l < left; l++)
+        for (ptrdiff_t kw = w0; kw < w1; kw++)
+          line[(o + l) * p->step + kw] += lane[l];
+  }
+  for (ptrdiff_t kd = d0; kd < d1; kd++)
+    for (ptrdiff_t kh = h0; kh < h1; kh++) {
+      REAL *row = (REAL *)gx +
+                  ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2];
+      for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
+        const uint32_t bits = bits_range(0, p->in[2] - i);
+        vec_store_bits(row + i,
+                       vec_load_bits(row + i, bits) +
+                           vec_load(line + p->before + i),
+                       bits);
+      }
     }
 }
