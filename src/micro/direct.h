@@ -22,162 +22,142 @@
 #endif
 
 #define direct_tile FC_LOCAL(direct_tile)
-FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth,
-                           const REAL *a, const REAL *b,
-                           const ptrdiff_t *offset, const fc_slot *slot,
-                           REAL *c, ptrdiff_t ldc, ptrdiff_t step,
+FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, const REAL *a, const REAL *b,
+                           const ptrdiff_t *offset, const fc_slot *slot, REAL *c, ptrdiff_t ldc, ptrdiff_t step,
                            const REAL *bias) {
-  vec acc[FC_MR][8];
-  const REAL *src[8];
-  FC_UNROLL
-  for (int s = 0; s < slots; s++)
-    src[s] = b + slot[s].in;
-  FC_UNROLL
-  for (int i = 0; i < rows; i++) {
-    const vec start = bias ? vec_splat(bias[i]) : (vec){0};
+    vec acc[FC_MR][8];
+    const REAL *src[8];
     FC_UNROLL
-    for (int s = 0; s < slots; s++)
-      acc[i][s] = start;
-  }
-  for (ptrdiff_t k = 0; k < depth; k++, a += FC_MR) {
-    const ptrdiff_t at = offset[k];
+    for (int s = 0; s < slots; s++) src[s] = b + slot[s].in;
     FC_UNROLL
-    for (int s = 0; s < slots; s++) {
-      const vec bs = vec_load(src[s] + at);
-      FC_UNROLL
-      for (int i = 0; i < rows; i++)
-        acc[i][s] += vec_splat(a[i]) * bs;
+    for (int i = 0; i < rows; i++) {
+        const vec start = bias ? vec_splat(bias[i]) : (vec){0};
+        FC_UNROLL
+        for (int s = 0; s < slots; s++) acc[i][s] = start;
     }
-  }
-  FC_UNROLL
-  for (int i = 0; i < rows; i++) {
-    FC_UNROLL
-    for (int s = 0; s < slots; s++) {
-      REAL *p = c + i * ldc + slot[s].out;
-      if (step == 1)
-        vec_store_bits(p, acc[i][s], bits_range(0, slot[s].len));
-      else {
-        REAL lane[FC_LANES];
-        vec_store(lane, acc[i][s]);
-        for (int l = 0; l < slot[s].len; l++)
-          p[l * step] = lane[l];
-      }
+    for (ptrdiff_t k = 0; k < depth; k++, a += FC_MR) {
+        const ptrdiff_t at = offset[k];
+        FC_UNROLL
+        for (int s = 0; s < slots; s++) {
+            const vec bs = vec_load(src[s] + at);
+            FC_UNROLL
+            for (int i = 0; i < rows; i++) acc[i][s] += vec_splat(a[i]) * bs;
+        }
     }
-  }
+    FC_UNROLL
+    for (int i = 0; i < rows; i++) {
+        FC_UNROLL
+        for (int s = 0; s < slots; s++) {
+            REAL *p = c + i * ldc + slot[s].out;
+            if (step == 1)
+                vec_store_bits(p, acc[i][s], bits_range(0, slot[s].len));
+            else {
+                REAL lane[FC_LANES];
+                vec_store(lane, acc[i][s]);
+                for (int l = 0; l < slot[s].len; l++) p[l * step] = lane[l];
+            }
+        }
+    }
 }
 
 /* C[rows][slots]; seven slots of no length follow the last, to fill the last
  * tile up */
-static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth,
-                              const void *a, const void *b,
-                              const ptrdiff_t *offset, const fc_slot *slot,
-                              void *c, ptrdiff_t ldc, ptrdiff_t step,
+static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b,
+                              const ptrdiff_t *offset, const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step,
                               const void *bias) {
-  switch (rows) {
-#define FC_CASE(r)                                                             \
-  case r:                                                                      \
-    for (ptrdiff_t s = 0; s < slots; s += FC_SLOTS(r))                         \
-      direct_tile(r, FC_SLOTS(r), depth, a, b, offset, slot + s, c, ldc, step, \
-                  bias);                                                       \
-    break;
-    FC_CASE(1)
-    FC_CASE(2)
-    FC_CASE(3)
-    FC_CASE(4)
+    switch (rows) {
+#define FC_CASE(r) \
+    case r: \
+        for (ptrdiff_t s = 0; s < slots; s += FC_SLOTS(r)) \
+            direct_tile(r, FC_SLOTS(r), depth, a, b, offset, slot + s, c, ldc, step, bias); \
+        break;
+        FC_CASE(1)
+        FC_CASE(2)
+        FC_CASE(3)
+        FC_CASE(4)
 #if FC_MR >= 6
-    FC_CASE(5)
-    FC_CASE(6)
+        FC_CASE(5)
+        FC_CASE(6)
 #endif
 #if FC_MR >= 8
-    FC_CASE(7)
-    FC_CASE(8)
+        FC_CASE(7)
+        FC_CASE(8)
 #endif
 #undef FC_CASE
-  }
+    }
 }
 
 /* One input row, padded and split into phases: dst[p * pitch + i] = src[i *
  * step + p - before], zero outside [0, size) */
-static void FC_KERNEL(copy_phases)(const void *src_, ptrdiff_t size,
-                                   ptrdiff_t before, ptrdiff_t step,
-                                   ptrdiff_t pitch, void *dst_) {
-  REAL *dst = dst_;
-  for (ptrdiff_t p = 0; p < step; p++, dst += pitch) {
-    const REAL *src = (const REAL *)src_ + p - before;
-    const ptrdiff_t lo = ceil_div(before - p, step),
-                    hi = ceil_div(before + size - p, step);
-    for (ptrdiff_t i = 0; i < pitch; i += FC_LANES)
-      vec_store_bits(dst + i,
-                     load_lanes(src + i * step, step, lo > i ? lo - i : 0,
-                                hi - i < FC_LANES ? hi - i : FC_LANES),
-                     bits_range(0, pitch - i));
-  }
+static void FC_KERNEL(copy_phases)(const void *src_, ptrdiff_t size, ptrdiff_t before, ptrdiff_t step, ptrdiff_t pitch,
+                                   void *dst_) {
+    REAL *dst = dst_;
+    for (ptrdiff_t p = 0; p < step; p++, dst += pitch) {
+        const REAL *src = (const REAL *)src_ + p - before;
+        const ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
+        for (ptrdiff_t i = 0; i < pitch; i += FC_LANES)
+            vec_store_bits(dst + i,
+                           load_lanes(src + i * step, step, lo > i ? lo - i : 0, hi - i < FC_LANES ? hi - i : FC_LANES),
+                           bits_range(0, pitch - i));
+    }
 }
 
 /* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel +
  * offset[t]]: a weight gradient's taps, lanes along w */
 #define dot_taps FC_LOCAL(dot_taps)
-FC_INLINE void dot_taps(const int taps, ptrdiff_t rows, ptrdiff_t cols,
-                        const REAL *g, ptrdiff_t g_row, const REAL *x,
+FC_INLINE void dot_taps(const int taps, ptrdiff_t rows, ptrdiff_t cols, const REAL *g, ptrdiff_t g_row, const REAL *x,
                         ptrdiff_t x_row, const ptrdiff_t *offset, REAL *sum) {
-  vec acc[12];
-  const REAL *src[12];
-  const ptrdiff_t whole = cols / FC_LANES * FC_LANES;
-  const uint32_t tail = bits_range(0, cols - whole);
-  FC_UNROLL
-  for (int t = 0; t < taps; t++) {
-    acc[t] = (vec){0};
-    src[t] = x + offset[t];
-  }
-  for (ptrdiff_t r = 0; r < rows; r++, g += g_row) {
-    for (ptrdiff_t i = 0; i < whole; i += FC_LANES) {
-      const vec gv = vec_load(g + i);
-      FC_UNROLL
-      for (int t = 0; t < taps; t++)
-        acc[t] += gv * vec_load(src[t] + r * x_row + i);
-    }
-    if (tail) {
-      const vec gv = vec_load_bits(g + whole, tail);
-      FC_UNROLL
-      for (int t = 0; t < taps; t++)
-        acc[t] += gv * vec_load_bits(src[t] + r * x_row + whole, tail);
-    }
-  }
-  FC_UNROLL
-  for (int t = 0; t < taps; t++) {
-    REAL total = 0;
+    vec acc[12];
+    const REAL *src[12];
+    const ptrdiff_t whole = cols / FC_LANES * FC_LANES;
+    const uint32_t tail = bits_range(0, cols - whole);
     FC_UNROLL
-    for (int l = 0; l < FC_LANES; l++)
-      total += acc[t][l];
-    sum[t] += total;
-  }
+    for (int t = 0; t < taps; t++) {
+        acc[t] = (vec){0};
+        src[t] = x + offset[t];
+    }
+    for (ptrdiff_t r = 0; r < rows; r++, g += g_row) {
+        for (ptrdiff_t i = 0; i < whole; i += FC_LANES) {
+            const vec gv = vec_load(g + i);
+            FC_UNROLL
+            for (int t = 0; t < taps; t++) acc[t] += gv * vec_load(src[t] + r * x_row + i);
+        }
+        if (tail) {
+            const vec gv = vec_load_bits(g + whole, tail);
+            FC_UNROLL
+            for (int t = 0; t < taps; t++) acc[t] += gv * vec_load_bits(src[t] + r * x_row + whole, tail);
+        }
+    }
+    FC_UNROLL
+    for (int t = 0; t < taps; t++) {
+        REAL total = 0;
+        FC_UNROLL
+        for (int l = 0; l < FC_LANES; l++) total += acc[t][l];
+        sum[t] += total;
+    }
 }
 
-static void FC_KERNEL(direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols,
-                                  const void *g, ptrdiff_t g_row, const void *x,
-                                  ptrdiff_t x_row, const ptrdiff_t *offset,
-                                  void *sum_) {
-  REAL *sum = sum_;
-  while (taps > 0) {
-    const int n = taps <= 9 ? taps : taps / ((taps + 8) / 9);
-    switch (n) {
-#define FC_CASE(t)                                                             \
-  case t:                                                                      \
-    dot_taps(t, rows, cols, g, g_row, x, x_row, offset, sum);                  \
-    break;
-      FC_CASE(1)
-      FC_CASE(2)
-      FC_CASE(3)
-      FC_CASE(4)
-      FC_CASE(5)
-      FC_CASE(6)
-      FC_CASE(7)
-      FC_CASE(8)
-      FC_CASE(9)
+static void FC_KERNEL(direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row,
+                                  const void *x, ptrdiff_t x_row, const ptrdiff_t *offset, void *sum_) {
+    REAL *sum = sum_;
+    while (taps > 0) {
+        const int n = taps <= 9 ? taps : taps / ((taps + 8) / 9);
+        switch (n) {
+#define FC_CASE(t) \
+    case t: dot_taps(t, rows, cols, g, g_row, x, x_row, offset, sum); break;
+            FC_CASE(1)
+            FC_CASE(2)
+            FC_CASE(3)
+            FC_CASE(4)
+            FC_CASE(5)
+            FC_CASE(6)
+            FC_CASE(7)
+            FC_CASE(8)
+            FC_CASE(9)
 #undef FC_CASE
+        }
+        taps -= n;
+        offset += n;
+        sum += n;
     }
-    taps -= n;
-    offset += n;
-    sum += n;
-  }
 }

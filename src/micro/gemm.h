@@ -13,53 +13,46 @@
 #define FC_VECTORS (FC_NR / FC_LANES)
 
 #define gemm_tile FC_LOCAL(gemm_tile)
-FC_INLINE void gemm_tile(const int rows, const int vectors, const int packed,
-                         ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len,
-                         const REAL *a, const ptrdiff_t *row, ptrdiff_t step,
-                         const REAL *b, REAL *c, ptrdiff_t ldc, uint32_t last,
-                         int accumulate, const REAL *bias) {
-  vec acc[FC_MR][FC_VECTORS];
-  FC_UNROLL
-  for (int i = 0; i < rows; i++) {
-    const vec start = bias ? vec_splat(bias[i]) : (vec){0};
-    __builtin_prefetch(c + i * ldc, 1);
-    __builtin_prefetch(c + i * ldc + (vectors - 1) * FC_LANES, 1);
+FC_INLINE void gemm_tile(const int rows, const int vectors, const int packed, ptrdiff_t runs, const ptrdiff_t *run,
+                         ptrdiff_t len, const REAL *a, const ptrdiff_t *row, ptrdiff_t step, const REAL *b, REAL *c,
+                         ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias) {
+    vec acc[FC_MR][FC_VECTORS];
     FC_UNROLL
-    for (int v = 0; v < vectors; v++)
-      acc[i][v] = start;
-  }
-  for (ptrdiff_t r = 0; r < runs; r++) {
-    const REAL *ai[FC_MR];
-    FC_UNROLL
-    for (int i = 0; i < rows; i++)
-      ai[i] = packed ? a + i : a + row[i] + run[r];
-    for (ptrdiff_t k = 0; k < len; k++) {
-      vec bk[FC_VECTORS];
-      FC_UNROLL
-      for (int v = 0; v < vectors; v++)
-        bk[v] = vec_load(b + v * FC_LANES);
-      FC_UNROLL
-      for (int i = 0; i < rows; i++) {
-        const vec ak = vec_splat(*ai[i]);
-        ai[i] += packed ? FC_MR : step;
+    for (int i = 0; i < rows; i++) {
+        const vec start = bias ? vec_splat(bias[i]) : (vec){0};
+        __builtin_prefetch(c + i * ldc, 1);
+        __builtin_prefetch(c + i * ldc + (vectors - 1) * FC_LANES, 1);
         FC_UNROLL
-        for (int v = 0; v < vectors; v++)
-          acc[i][v] += ak * bk[v];
-      }
-      b += FC_NR;
+        for (int v = 0; v < vectors; v++) acc[i][v] = start;
     }
-  }
-  FC_UNROLL
-  for (int i = 0; i < rows; i++) {
+    for (ptrdiff_t r = 0; r < runs; r++) {
+        const REAL *ai[FC_MR];
+        FC_UNROLL
+        for (int i = 0; i < rows; i++) ai[i] = packed ? a + i : a + row[i] + run[r];
+        for (ptrdiff_t k = 0; k < len; k++) {
+            vec bk[FC_VECTORS];
+            FC_UNROLL
+            for (int v = 0; v < vectors; v++) bk[v] = vec_load(b + v * FC_LANES);
+            FC_UNROLL
+            for (int i = 0; i < rows; i++) {
+                const vec ak = vec_splat(*ai[i]);
+                ai[i] += packed ? FC_MR : step;
+                FC_UNROLL
+                for (int v = 0; v < vectors; v++) acc[i][v] += ak * bk[v];
+            }
+            b += FC_NR;
+        }
+    }
     FC_UNROLL
-    for (int v = 0; v < vectors; v++) {
-      REAL *p = c + i * ldc + v * FC_LANES;
-      const uint32_t bits = v == vectors - 1 ? last : FC_ALL;
-      if (accumulate)
-        acc[i][v] += vec_load_bits(p, bits);
-      vec_store_bits(p, acc[i][v], bits);
+    for (int i = 0; i < rows; i++) {
+        FC_UNROLL
+        for (int v = 0; v < vectors; v++) {
+            REAL *p = c + i * ldc + v * FC_LANES;
+            const uint32_t bits = v == vectors - 1 ? last : FC_ALL;
+            if (accumulate) acc[i][v] += vec_load_bits(p, bits);
+            vec_store_bits(p, acc[i][v], bits);
+        }
     }
-  }
 }
 
 /* gemm_tile with every (rows, vectors) this ISA can be asked for */
@@ -69,50 +62,40 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int packed,
 #define FC_EACH_VECTORS(DO, r) DO(r, 1) DO(r, 2)
 #endif
 #if FC_MR == 8
-#define FC_EACH_TILE(DO)                                                       \
-  FC_EACH_ROWS4(DO)                                                            \
-  FC_EACH_VECTORS(DO, 5)                                                       \
-  FC_EACH_VECTORS(DO, 6) FC_EACH_VECTORS(DO, 7) FC_EACH_VECTORS(DO, 8)
+#define FC_EACH_TILE(DO) \
+    FC_EACH_ROWS4(DO) \
+    FC_EACH_VECTORS(DO, 5) \
+    FC_EACH_VECTORS(DO, 6) FC_EACH_VECTORS(DO, 7) FC_EACH_VECTORS(DO, 8)
 #elif FC_MR == 6
-#define FC_EACH_TILE(DO)                                                       \
-  FC_EACH_ROWS4(DO) FC_EACH_VECTORS(DO, 5) FC_EACH_VECTORS(DO, 6)
+#define FC_EACH_TILE(DO) FC_EACH_ROWS4(DO) FC_EACH_VECTORS(DO, 5) FC_EACH_VECTORS(DO, 6)
 #else
 #define FC_EACH_TILE(DO) FC_EACH_ROWS4(DO)
 #endif
-#define FC_EACH_ROWS4(DO)                                                      \
-  FC_EACH_VECTORS(DO, 1)                                                       \
-  FC_EACH_VECTORS(DO, 2) FC_EACH_VECTORS(DO, 3) FC_EACH_VECTORS(DO, 4)
+#define FC_EACH_ROWS4(DO) \
+    FC_EACH_VECTORS(DO, 1) \
+    FC_EACH_VECTORS(DO, 2) FC_EACH_VECTORS(DO, 3) FC_EACH_VECTORS(DO, 4)
 
-static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c,
-                            ptrdiff_t ldc, int rows, int cols, int accumulate,
-                            const void *bias) {
-  const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
-  switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
-#define FC_CASE(r, v)                                                          \
-  case r * 4 + v:                                                              \
-    gemm_tile(r, v, 1, 1, NULL, k, a, NULL, FC_MR, b, c, ldc, last,            \
-              accumulate, bias);                                               \
-    break;
-    FC_EACH_TILE(FC_CASE)
+static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols,
+                            int accumulate, const void *bias) {
+    const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
+    switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
+#define FC_CASE(r, v) \
+    case r * 4 + v: gemm_tile(r, v, 1, 1, NULL, k, a, NULL, FC_MR, b, c, ldc, last, accumulate, bias); break;
+        FC_EACH_TILE(FC_CASE)
 #undef FC_CASE
-  }
+    }
 }
 
-static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run,
-                                 ptrdiff_t len, const void *a,
-                                 const ptrdiff_t *row, ptrdiff_t step,
-                                 const void *b, void *c, ptrdiff_t ldc,
-                                 int rows, int cols, int accumulate) {
-  const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
-  switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
-#define FC_CASE(r, v)                                                          \
-  case r * 4 + v:                                                              \
-    gemm_tile(r, v, 0, runs, run, len, a, row, step, b, c, ldc, last,          \
-              accumulate, NULL);                                               \
-    break;
-    FC_EACH_TILE(FC_CASE)
+static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a,
+                                 const ptrdiff_t *row, ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows,
+                                 int cols, int accumulate) {
+    const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
+    switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
+#define FC_CASE(r, v) \
+    case r * 4 + v: gemm_tile(r, v, 0, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL); break;
+        FC_EACH_TILE(FC_CASE)
 #undef FC_CASE
-  }
+    }
 }
 
 #undef FC_EACH_VECTORS
@@ -122,32 +105,29 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run,
 /* mr * nr / lanes independent chains of multiply-adds: what the execution units
  * can do when nothing is loaded */
 static double FC_KERNEL(fma_peak)(ptrdiff_t repeats, void *sink) {
-  vec acc[FC_MR][FC_VECTORS];
-  vec x = vec_load(sink),
-      y = x * x; /* zeros, as far as the compiler cannot tell */
-  FC_UNROLL
-  for (int i = 0; i < FC_MR; i++) {
-    FC_UNROLL
-    for (int v = 0; v < FC_VECTORS; v++) {
-      acc[i][v] = x;
-      FC_OPAQUE(acc[i][v]); /* or the compiler sees that all chains are one */
-    }
-  }
-  for (ptrdiff_t r = 0; r < repeats; r++) {
+    vec acc[FC_MR][FC_VECTORS];
+    vec x = vec_load(sink), y = x * x; /* zeros, as far as the compiler cannot tell */
     FC_UNROLL
     for (int i = 0; i < FC_MR; i++) {
-      FC_UNROLL
-      for (int v = 0; v < FC_VECTORS; v++)
-        acc[i][v] += x * y;
+        FC_UNROLL
+        for (int v = 0; v < FC_VECTORS; v++) {
+            acc[i][v] = x;
+            FC_OPAQUE(acc[i][v]); /* or the compiler sees that all chains are one */
+        }
     }
-    FC_OPAQUE(x); /* or the product leaves the loop */
-  }
-  FC_UNROLL
-  for (int i = 0; i < FC_MR; i++) {
+    for (ptrdiff_t r = 0; r < repeats; r++) {
+        FC_UNROLL
+        for (int i = 0; i < FC_MR; i++) {
+            FC_UNROLL
+            for (int v = 0; v < FC_VECTORS; v++) acc[i][v] += x * y;
+        }
+        FC_OPAQUE(x); /* or the product leaves the loop */
+    }
     FC_UNROLL
-    for (int v = 0; v < FC_VECTORS; v++)
-      x += acc[i][v];
-  }
-  vec_store(sink, x);
-  return 2.0 * (double)repeats * FC_MR * FC_NR;
+    for (int i = 0; i < FC_MR; i++) {
+        FC_UNROLL
+        for (int v = 0; v < FC_VECTORS; v++) x += acc[i][v];
+    }
+    vec_store(sink, x);
+    return 2.0 * (double)repeats * FC_MR * FC_NR;
 }

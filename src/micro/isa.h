@@ -42,5 +42,4 @@
 #define FC_TABLE_(type, isa) table_##type##_##isa
 #define FC_TABLE(type, isa) FC_TABLE_(type, isa)
 
-const fc_kernels *const FC_TABLES(FC_ISA)[2] = {&FC_TABLE(f32, FC_ISA),
-                                                &FC_TABLE(f64, FC_ISA)};
+const fc_kernels *const FC_TABLES(FC_ISA)[2] = {&FC_TABLE(f32, FC_ISA), &FC_TABLE(f64, FC_ISA)};

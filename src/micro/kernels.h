@@ -1,8 +1,7 @@
 /* One type's kernels and their table.  Included by isa.h with FC_TYPE = f32 or
  * f64. */
 
-#define FC_KERNEL_(op, type, mr, nr, isa)                                      \
-  fc_##type##_##op##_##mr##x##nr##__##isa
+#define FC_KERNEL_(op, type, mr, nr, isa) fc_##type##_##op##_##mr##x##nr##__##isa
 #define FC_KERNEL__(op, type, mr, nr, isa) FC_KERNEL_(op, type, mr, nr, isa)
 #define FC_KERNEL(op) FC_KERNEL__(op, FC_TYPE, FC_MR, FC_NR, FC_ISA)
 

@@ -42,19 +42,16 @@
 /* A run: `len` pixels of one output row that stand side by side in a panel,
  * starting at column `col`. */
 typedef struct {
-  int32_t col, len;
-  ptrdiff_t n, d, h, w; /* image and output position of the first pixel */
+    int32_t col, len;
+    ptrdiff_t n, d, h, w; /* image and output position of the first pixel */
 } fc_run;
 
-enum {
-  FC_MAX_RUNS = 64
-}; /* >= nr of every table: one pixel a run is the worst case */
+enum { FC_MAX_RUNS = 64 }; /* >= nr of every table: one pixel a run is the worst case */
 
 /* A slot: `lanes` neighbouring output pixels, `len` of them real. */
 typedef struct {
-  ptrdiff_t in,
-      out; /* offsets of the first in the copied rows and in the output */
-  int32_t len;
+    ptrdiff_t in, out; /* offsets of the first in the copied rows and in the output */
+    int32_t len;
 } fc_slot;
 
 /* A sweep: one stride-`step` pass of a filter over a batch of images, the work
@@ -63,156 +60,125 @@ typedef struct {
  * sweep; the input gradient of a stride-s convolution is one sweep for each of
  * its s^n output residues. */
 typedef struct {
-  ptrdiff_t n;        /* images */
-  ptrdiff_t channels; /* input channels of a group */
-  ptrdiff_t rows;     /* output channels of a group */
-  ptrdiff_t in[3],
-      out[3];         /* extents d, h, w of the input and of the output grid */
-  ptrdiff_t step[3];  /* input pixels between neighbouring output pixels */
-  ptrdiff_t in_image; /* elements between images of the input; a channel is
+    ptrdiff_t n;        /* images */
+    ptrdiff_t channels; /* input channels of a group */
+    ptrdiff_t rows;     /* output channels of a group */
+    ptrdiff_t in[3], out[3];         /* extents d, h, w of the input and of the output grid */
+    ptrdiff_t step[3];  /* input pixels between neighbouring output pixels */
+    ptrdiff_t in_image; /* elements between images of the input; a channel is
                          in[0] * in[1] * in[2] */
-  ptrdiff_t out_image, out_channel,
-      out_pixel[3];   /* elements between images, channels, pixels of the output
+    ptrdiff_t out_image, out_channel, out_pixel[3];   /* elements between images, channels, pixels of the output
                        */
-  ptrdiff_t out_base; /* first element of the output grid */
-  ptrdiff_t ntaps;
-  const int32_t *taps;      /* [ntaps][3] input offset of each tap */
-  const ptrdiff_t *weights; /* [ntaps] element offset of each tap within a (row,
+    ptrdiff_t out_base; /* first element of the output grid */
+    ptrdiff_t ntaps;
+    const int32_t *taps;      /* [ntaps][3] input offset of each tap */
+    const ptrdiff_t *weights; /* [ntaps] element offset of each tap within a (row,
                                channel) filter */
-  ptrdiff_t packed; /* where this sweep's panels start in the packed weights */
+    ptrdiff_t packed; /* where this sweep's panels start in the packed weights */
 } fc_sweep;
 
 /* One output row of a pool: the windows whose first elements lie at start + (0,
  * 0, o * step), o < out. */
 typedef struct {
-  const void *x;   /* plane */
-  ptrdiff_t in[3]; /* extents of the plane */
-  ptrdiff_t
-      start[2];     /* first input index d, h under the row, may be negative */
-  ptrdiff_t before; /* padding in front of column 0 */
-  ptrdiff_t kernel[3], dilation[3];
-  ptrdiff_t step; /* input pixels between neighbouring outputs along w */
-  ptrdiff_t out;  /* outputs in the row */
-  ptrdiff_t pad_after[3]; /* extent of the padding behind the image, for the
+    const void *x;   /* plane */
+    ptrdiff_t in[3]; /* extents of the plane */
+    ptrdiff_t start[2];     /* first input index d, h under the row, may be negative */
+    ptrdiff_t before; /* padding in front of column 0 */
+    ptrdiff_t kernel[3], dilation[3];
+    ptrdiff_t step; /* input pixels between neighbouring outputs along w */
+    ptrdiff_t out;  /* outputs in the row */
+    ptrdiff_t pad_after[3]; /* extent of the padding behind the image, for the
                              average's divisor */
-  int count_include_pad;
-  ptrdiff_t divisor; /* 0: the window's */
-  void *line; /* scratch: a row with its padding, and the rows of its maxima
+    int count_include_pad;
+    ptrdiff_t divisor; /* 0: the window's */
+    void *line; /* scratch: a row with its padding, and the rows of its maxima
                  `line_size` behind */
-  ptrdiff_t
-      skip; /* columns of padding that no tap needs, left out of the line */
-  ptrdiff_t line_end, line_size; /* columns that taps read; elements with what
+    ptrdiff_t skip; /* columns of padding that no tap needs, left out of the line */
+    ptrdiff_t line_end, line_size; /* columns that taps read; elements with what
                                     vectors read beyond */
 } fc_pool_row;
 
 typedef struct {
-  const char *isa;
-  int mr, nr, lanes;
+    const char *isa;
+    int mr, nr, lanes;
 
-  /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a
+    /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a
    * row, or NULL) starts the sum. */
-  void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c,
-               ptrdiff_t ldc, int rows, int cols, int accumulate,
-               const void *bias);
-  /* The same with A in place: its element (i, r, k) is a[row[i] + run[r] + k *
+    void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate,
+                 const void *bias);
+    /* The same with A in place: its element (i, r, k) is a[row[i] + run[r] + k *
    * step], k < len; B is [runs * len][nr]. */
-  void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len,
-                    const void *a, const ptrdiff_t *row, ptrdiff_t step,
-                    const void *b, void *c, ptrdiff_t ldc, int rows, int cols,
-                    int accumulate);
+    void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a, const ptrdiff_t *row,
+                      ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate);
 
-  /* weights of rows [0, rows) -> A panel [k = (tap, channel)][mr], zero rows
+    /* weights of rows [0, rows) -> A panel [k = (tap, channel)][mr], zero rows
    * behind the last */
-  void (*pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride,
-                       ptrdiff_t channel_stride, int rows, void *a);
-  /* pixels of a panel, k = (tap, channel) in [k0, k1) -> B panel [k1 - k0][nr];
+    void (*pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int rows,
+                         void *a);
+    /* pixels of a panel, k = (tap, channel) in [k0, k1) -> B panel [k1 - k0][nr];
    * padding and stride folded in */
-  void (*pack_pixels)(const fc_sweep *s, const fc_run *run, int nruns,
-                      const void *x, ptrdiff_t k0, ptrdiff_t k1, void *b);
-  /* C tile [rows][nr] -> output, run by run: out (+)= tile */
-  void (*store_runs)(const fc_sweep *s, const fc_run *run, int nruns,
-                     const void *tile, int rows, void *out, int accumulate);
-  /* src[rows][len] -> dst[len][nr], zeros behind the last row; sums (or NULL)
+    void (*pack_pixels)(const fc_sweep *s, const fc_run *run, int nruns, const void *x, ptrdiff_t k0, ptrdiff_t k1,
+                        void *b);
+    /* C tile [rows][nr] -> output, run by run: out (+)= tile */
+    void (*store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile, int rows, void *out,
+                       int accumulate);
+    /* src[rows][len] -> dst[len][nr], zeros behind the last row; sums (or NULL)
    * += the sum of each row */
-  void (*pack_transposed)(const void *src, ptrdiff_t row_stride, int rows,
-                          ptrdiff_t len, void *dst, void *sums);
-  /* src[len][cols] -> dst[len][nr], zeros behind the last column */
-  void (*pack_rows)(const void *src, ptrdiff_t row_stride, int cols,
-                    ptrdiff_t len, void *dst);
-  /* dst[i] = src[i - before], zero outside [0, size) */
-  void (*copy_padded)(const void *src, ptrdiff_t size, ptrdiff_t before,
-                      ptrdiff_t count, void *dst);
-  /* src[rows][cols] -> dst[cols][rows] */
-  void (*transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_t rows,
-                    ptrdiff_t cols, void *dst, ptrdiff_t dst_stride);
+    void (*pack_transposed)(const void *src, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst, void *sums);
+    /* src[len][cols] -> dst[len][nr], zeros behind the last column */
+    void (*pack_rows)(const void *src, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst);
+    /* dst[i] = src[i - before], zero outside [0, size) */
+    void (*copy_padded)(const void *src, ptrdiff_t size, ptrdiff_t before, ptrdiff_t count, void *dst);
+    /* src[rows][cols] -> dst[cols][rows] */
+    void (*transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_t rows, ptrdiff_t cols, void *dst,
+                      ptrdiff_t dst_stride);
 
-  /* c = activation(c + column bias + residual) over a tile; bias and residual
+    /* c = activation(c + column bias + residual) over a tile; bias and residual
    * may be NULL */
-  void (*epilogue)(void *c, ptrdiff_t ldc, int rows, int cols, const void *bias,
-                   const void *residual, int activation, double slope);
+    void (*epilogue)(void *c, ptrdiff_t ldc, int rows, int cols, const void *bias, const void *residual, int activation,
+                     double slope);
 
-  void (*add)(ptrdiff_t n, const void *x, void *y); /* y += x */
-  void (*sum)(ptrdiff_t n, const void *x, void *y); /* *y = sum x */
-  void (*relu)(ptrdiff_t n, const void *x, void *y,
-               int stream); /* y = x <= 0 ? 0 : x */
-  void (*relu_backward)(ptrdiff_t n, const void *g, const void *x, void *y,
-                        int stream); /* y = x <= 0 ? 0 : g */
+    void (*add)(ptrdiff_t n, const void *x, void *y); /* y += x */
+    void (*sum)(ptrdiff_t n, const void *x, void *y); /* *y = sum x */
+    void (*relu)(ptrdiff_t n, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : x */
+    void (*relu_backward)(ptrdiff_t n, const void *g, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : g */
 
   /* One output row of a pool; see pool.h. */
-  void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);
-  void (*avg_pool_row)(const fc_pool_row *p, void *y);
-  ptrdiff_t (*max_pool_check)(const fc_pool_row *p, const int64_t *index);
-  void (*max_pool_scatter)(ptrdiff_t n, const void *g, const int64_t *index,
-                           void *gx);
-  void (*avg_pool_spread)(const fc_pool_row *p, const void *g, void *gx);
+    void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);
+    void (*avg_pool_row)(const fc_pool_row *p, void *y);
+    ptrdiff_t (*max_pool_check)(const fc_pool_row *p, const int64_t *index);
+    void (*max_pool_scatter)(ptrdiff_t n, const void *g, const int64_t *index, void *gx);
+    void (*avg_pool_spread)(const fc_pool_row *p, const void *g, void *gx);
 
-  /* Direct convolution of few channels; see direct.h */
-  void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a,
-                 const void *b, const ptrdiff_t *offset, const fc_slot *slot,
-                 void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias);
-  void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t before,
-                      ptrdiff_t step, ptrdiff_t pitch, void *dst);
-  void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g,
-                     ptrdiff_t g_row, const void *x, ptrdiff_t x_row,
-                     const ptrdiff_t *offset, void *sum);
+    /* Direct convolution of few channels; see direct.h */
+    void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
+                   const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias);
+    void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t before, ptrdiff_t step, ptrdiff_t pitch, void *dst);
+    void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
+                       ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
 
-  /* Winograd's transforms; see winograd.h */
-  void (*load_patch)(const void *x, ptrdiff_t plane, int channels,
-                     ptrdiff_t height, ptrdiff_t width, ptrdiff_t row0,
-                     ptrdiff_t col0, int rows, int cols, void *patch);
-  void (*store_patch)(const void *patch, int rows, int cols, int channels,
-                      ptrdiff_t height, ptrdiff_t width, ptrdiff_t row0,
-                      ptrdiff_t col0, void *y, ptrdiff_t plane);
-  void (*winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w,
-                         int m, void *v, ptrdiff_t plane, ptrdiff_t stride);
-  void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride,
-                           ptrdiff_t channel_stride, int lanes, ptrdiff_t count,
-                           int flip, void *u, ptrdiff_t plane);
-  void (*winograd_gradient)(const void *patch, int cols, int tiles_h,
-                            int tiles_w, int m, void *u, ptrdiff_t plane,
-                            ptrdiff_t stride);
-  int (*winograd_output)(int m, const void *products, ptrdiff_t plane,
-                         ptrdiff_t stride, int tiles_h, int tiles_w,
-                         const void *bias, int lanes, void *patch);
-  int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane,
-                          ptrdiff_t stride, ptrdiff_t count, int lanes, void *w,
-                          ptrdiff_t row_stride);
+    /* Winograd's transforms; see winograd.h */
+    void (*load_patch)(const void *x, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t row0,
+                       ptrdiff_t col0, int rows, int cols, void *patch);
+    void (*store_patch)(const void *patch, int rows, int cols, int channels, ptrdiff_t height, ptrdiff_t width,
+                        ptrdiff_t row0, ptrdiff_t col0, void *y, ptrdiff_t plane);
+    void (*winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *v, ptrdiff_t plane,
+                           ptrdiff_t stride);
+    void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
+                             ptrdiff_t count, int flip, void *u, ptrdiff_t plane);
+    void (*winograd_gradient)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *u, ptrdiff_t plane,
+                              ptrdiff_t stride);
+    int (*winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
+                           const void *bias, int lanes, void *patch);
+    int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes,
+                            void *w, ptrdiff_t row_stride);
 
-  /* fused multiply-adds in registers: returns the number of floating-point
+    /* fused multiply-adds in registers: returns the number of floating-point
    * operations done */
-  double (*fma_peak)(ptrdiff_t repeats, void *sink);
+    double (*fma_peak)(ptrdiff_t repeats, void *sink);
 } fc_kernels;
 
-enum {
-  FC_NONE,
-  FC_RELU,
-  FC_RELU6,
-  FC_LEAKY_RELU,
-  FC_SILU,
-  FC_HARDSWISH,
-  FC_SIGMOID,
-  FC_TANH
-};
+enum { FC_NONE, FC_RELU, FC_RELU6, FC_LEAKY_RELU, FC_SILU, FC_HARDSWISH, FC_SIGMOID, FC_TANH };
 
 enum { FC_GENERIC, FC_AVX2, FC_AVX512, FC_ISAS };
 

@@ -11,220 +11,181 @@
 /* A chunk: the part of a run that one vector holds. */
 #define chunk_t FC_LOCAL(chunk_t)
 typedef struct {
-  int32_t dst;
-  int32_t lo, hi;   /* lanes inside the image */
-  uint32_t bits[4]; /* their masks in the contiguous vectors that a strided load
+    int32_t dst;
+    int32_t lo, hi;   /* lanes inside the image */
+    uint32_t bits[4]; /* their masks in the contiguous vectors that a strided load
                        reads */
-  ptrdiff_t src;
+    ptrdiff_t src;
 } chunk_t;
 
 #define FC_MAX_CHUNKS (FC_NR + FC_VECTORS + 1)
 
 /* ceil(a / b), floor semantics for negative a, b > 0 */
 #define ceil_div FC_LOCAL(ceil_div)
-FC_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) {
-  return a > 0 ? (a + b - 1) / b : -(-a / b);
-}
+FC_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 #define find_chunks FC_LOCAL(find_chunks)
-static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns,
-                       const int32_t *tap, chunk_t *chunk) {
-  const ptrdiff_t step = s->step[2];
-  const int vectors = step == 1 || step == 2 || step == 4 ? (int)step : 0;
-  int nchunks = 0, cols = 0;
-  for (int r = 0; r < nruns; r++) {
-    const ptrdiff_t d = run[r].d * s->step[0] + tap[0],
-                    h = run[r].h * s->step[1] + tap[1];
-    const ptrdiff_t w = run[r].w * step + tap[2];
-    const int inside = d >= 0 && d < s->in[0] && h >= 0 && h < s->in[1];
-    const ptrdiff_t lo = inside ? ceil_div(-w, step) : 0,
-                    hi = inside ? ceil_div(s->in[2] - w, step) : 0;
-    for (int i = 0; i < run[r].len; i += FC_LANES) {
-      chunk_t *c = chunk + nchunks++;
-      const ptrdiff_t left =
-          run[r].len - i < FC_LANES ? run[r].len - i : FC_LANES;
-      c->dst = run[r].col + i;
-      c->lo = (int32_t)(lo > i ? lo - i : 0);
-      c->hi = (int32_t)(hi - i < left ? hi - i : left);
-      c->src = inside ? run[r].n * s->in_image + (d * s->in[1] + h) * s->in[2] +
-                            w + i * step
-                      : 0;
-      for (int v = 0; v < vectors; v++)
-        c->bits[v] = c->hi > c->lo
-                         ? bits_range(c->lo * step - v * FC_LANES,
-                                      (c->hi - 1) * step + 1 - v * FC_LANES)
-                         : 0;
+static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const int32_t *tap, chunk_t *chunk) {
+    const ptrdiff_t step = s->step[2];
+    const int vectors = step == 1 || step == 2 || step == 4 ? (int)step : 0;
+    int nchunks = 0, cols = 0;
+    for (int r = 0; r < nruns; r++) {
+        const ptrdiff_t d = run[r].d * s->step[0] + tap[0], h = run[r].h * s->step[1] + tap[1];
+        const ptrdiff_t w = run[r].w * step + tap[2];
+        const int inside = d >= 0 && d < s->in[0] && h >= 0 && h < s->in[1];
+        const ptrdiff_t lo = inside ? ceil_div(-w, step) : 0, hi = inside ? ceil_div(s->in[2] - w, step) : 0;
+        for (int i = 0; i < run[r].len; i += FC_LANES) {
+            chunk_t *c = chunk + nchunks++;
+            const ptrdiff_t left = run[r].len - i < FC_LANES ? run[r].len - i : FC_LANES;
+            c->dst = run[r].col + i;
+            c->lo = (int32_t)(lo > i ? lo - i : 0);
+            c->hi = (int32_t)(hi - i < left ? hi - i : left);
+            c->src = inside ? run[r].n * s->in_image + (d * s->in[1] + h) * s->in[2] + w + i * step : 0;
+            for (int v = 0; v < vectors; v++)
+                c->bits[v] =
+                    c->hi > c->lo ? bits_range(c->lo * step - v * FC_LANES, (c->hi - 1) * step + 1 - v * FC_LANES) : 0;
+        }
+        cols = run[r].col + run[r].len;
     }
-    cols = run[r].col + run[r].len;
-  }
-  for (; cols % FC_LANES;
-       cols = (cols / FC_LANES + 1) *
-              FC_LANES) /* zeros up to the end of the last vector */
-    chunk[nchunks++] = (chunk_t){.dst = cols};
-  return nchunks;
+    for (; cols % FC_LANES; cols = (cols / FC_LANES + 1) * FC_LANES) /* zeros up to the end of the last vector */
+        chunk[nchunks++] = (chunk_t){.dst = cols};
+    return nchunks;
 }
 
 /* Whole vectors are stored in ascending order: what one spills behind its
  * chunk, the next chunk or row overwrites; the last row of the panel spills
  * into the slack that every B block ends with. */
 #define pack_channels FC_LOCAL(pack_channels)
-FC_INLINE REAL *pack_channels(const int step, const chunk_t *chunk, int nchunks,
-                              const REAL *x, ptrdiff_t plane,
+FC_INLINE REAL *pack_channels(const int step, const chunk_t *chunk, int nchunks, const REAL *x, ptrdiff_t plane,
                               ptrdiff_t channels, REAL *b) {
-  for (ptrdiff_t c = 0; c < channels; c++, x += plane, b += FC_NR)
-    for (int i = 0; i < nchunks; i++)
-      vec_store(b + chunk[i].dst,
-                vec_load_strided(x + chunk[i].src, step, chunk[i].bits));
-  return b;
+    for (ptrdiff_t c = 0; c < channels; c++, x += plane, b += FC_NR)
+        for (int i = 0; i < nchunks; i++)
+            vec_store(b + chunk[i].dst, vec_load_strided(x + chunk[i].src, step, chunk[i].bits));
+    return b;
 }
 
-static void FC_KERNEL(pack_pixels)(const fc_sweep *s, const fc_run *run,
-                                   int nruns, const void *x, ptrdiff_t k0,
+static void FC_KERNEL(pack_pixels)(const fc_sweep *s, const fc_run *run, int nruns, const void *x, ptrdiff_t k0,
                                    ptrdiff_t k1, void *b_) {
-  const ptrdiff_t plane = s->in[0] * s->in[1] * s->in[2], step = s->step[2];
-  chunk_t chunk[FC_MAX_CHUNKS];
-  REAL *b = b_;
-  while (k0 < k1) {
-    const ptrdiff_t tap = k0 / s->channels, c0 = k0 % s->channels;
-    const ptrdiff_t channels =
-        s->channels - c0 < k1 - k0 ? s->channels - c0 : k1 - k0;
-    const REAL *src = (const REAL *)x + c0 * plane;
-    const int nchunks = find_chunks(s, run, nruns, s->taps + 3 * tap, chunk);
-    if (step == 1)
-      b = pack_channels(1, chunk, nchunks, src, plane, channels, b);
-    else if (step == 2)
-      b = pack_channels(2, chunk, nchunks, src, plane, channels, b);
-    else if (step == 4)
-      b = pack_channels(4, chunk, nchunks, src, plane, channels, b);
-    else
-      for (ptrdiff_t c = 0; c < channels; c++, src += plane, b += FC_NR)
-        for (int i = 0; i < nchunks; i++) {
-          vec_store(b + chunk[i].dst, (vec){0});
-          for (int l = chunk[i].lo; l < chunk[i].hi; l++)
-            b[chunk[i].dst + l] = src[chunk[i].src + l * step];
-        }
-    k0 += channels;
-  }
+    const ptrdiff_t plane = s->in[0] * s->in[1] * s->in[2], step = s->step[2];
+    chunk_t chunk[FC_MAX_CHUNKS];
+    REAL *b = b_;
+    while (k0 < k1) {
+        const ptrdiff_t tap = k0 / s->channels, c0 = k0 % s->channels;
+        const ptrdiff_t channels = s->channels - c0 < k1 - k0 ? s->channels - c0 : k1 - k0;
+        const REAL *src = (const REAL *)x + c0 * plane;
+        const int nchunks = find_chunks(s, run, nruns, s->taps + 3 * tap, chunk);
+        if (step == 1)
+            b = pack_channels(1, chunk, nchunks, src, plane, channels, b);
+        else if (step == 2)
+            b = pack_channels(2, chunk, nchunks, src, plane, channels, b);
+        else if (step == 4)
+            b = pack_channels(4, chunk, nchunks, src, plane, channels, b);
+        else
+            for (ptrdiff_t c = 0; c < channels; c++, src += plane, b += FC_NR)
+                for (int i = 0; i < nchunks; i++) {
+                    vec_store(b + chunk[i].dst, (vec){0});
+                    for (int l = chunk[i].lo; l < chunk[i].hi; l++) b[chunk[i].dst + l] = src[chunk[i].src + l * step];
+                }
+        k0 += channels;
+    }
 }
 
-static void FC_KERNEL(store_runs)(const fc_sweep *s, const fc_run *run,
-                                  int nruns, const void *tile_, int rows,
+static void FC_KERNEL(store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile_, int rows,
                                   void *out, int accumulate) {
-  const REAL *tile = tile_;
-  const ptrdiff_t step = s->out_pixel[2];
-  for (int r = 0; r < nruns; r++) {
-    REAL *dst = (REAL *)out + s->out_base + run[r].n * s->out_image +
-                run[r].d * s->out_pixel[0] + run[r].h * s->out_pixel[1] +
-                run[r].w * step;
-    for (int i = 0; i < rows; i++, dst += s->out_channel) {
-      const REAL *src = tile + i * FC_NR + run[r].col;
-      if (step == 1)
-        for (int j = 0; j < run[r].len; j += FC_LANES) {
-          const uint32_t bits = bits_range(0, run[r].len - j);
-          vec v = vec_load_bits(src + j, bits);
-          if (accumulate)
-            v += vec_load_bits(dst + j, bits);
-          vec_store_bits(dst + j, v, bits);
+    const REAL *tile = tile_;
+    const ptrdiff_t step = s->out_pixel[2];
+    for (int r = 0; r < nruns; r++) {
+        REAL *dst = (REAL *)out + s->out_base + run[r].n * s->out_image + run[r].d * s->out_pixel[0] +
+                    run[r].h * s->out_pixel[1] + run[r].w * step;
+        for (int i = 0; i < rows; i++, dst += s->out_channel) {
+            const REAL *src = tile + i * FC_NR + run[r].col;
+            if (step == 1)
+                for (int j = 0; j < run[r].len; j += FC_LANES) {
+                    const uint32_t bits = bits_range(0, run[r].len - j);
+                    vec v = vec_load_bits(src + j, bits);
+                    if (accumulate) v += vec_load_bits(dst + j, bits);
+                    vec_store_bits(dst + j, v, bits);
+                }
+            else
+                for (int j = 0; j < run[r].len; j++) dst[j * step] = accumulate ? dst[j * step] + src[j] : src[j];
         }
-      else
-        for (int j = 0; j < run[r].len; j++)
-          dst[j * step] = accumulate ? dst[j * step] + src[j] : src[j];
     }
-  }
 }
 
-static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w,
-                                    ptrdiff_t row_stride,
-                                    ptrdiff_t channel_stride, int rows,
-                                    void *a_) {
-  REAL *a = a_;
-  for (ptrdiff_t t = 0; t < s->ntaps; t++) {
-    const REAL *src = (const REAL *)w + s->weights[t];
-    for (ptrdiff_t c = 0; c < s->channels;
-         c++, src += channel_stride, a += FC_MR) {
-      if (rows == FC_MR) {
-        FC_UNROLL
-        for (int i = 0; i < FC_MR; i++)
-          a[i] = src[i * row_stride];
-      } else
-        for (int i = 0; i < FC_MR; i++)
-          a[i] = i < rows ? src[i * row_stride] : 0;
+static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
+                                    int rows, void *a_) {
+    REAL *a = a_;
+    for (ptrdiff_t t = 0; t < s->ntaps; t++) {
+        const REAL *src = (const REAL *)w + s->weights[t];
+        for (ptrdiff_t c = 0; c < s->channels; c++, src += channel_stride, a += FC_MR) {
+            if (rows == FC_MR) {
+                FC_UNROLL
+                for (int i = 0; i < FC_MR; i++) a[i] = src[i * row_stride];
+            } else
+                for (int i = 0; i < FC_MR; i++) a[i] = i < rows ? src[i * row_stride] : 0;
+        }
     }
-  }
 }
 
 /* dst[j * dst_stride + i] = src[i * src_stride + j], vectors of `rows` (<=
  * lanes) x `cols` (<= lanes); a lane behind `rows` becomes zero.  Returns the
  * sum over j of the vectors written. */
 #define transpose_block FC_LOCAL(transpose_block)
-FC_INLINE vec transpose_block(const REAL *src, ptrdiff_t src_stride, int rows,
-                              int cols, REAL *dst, ptrdiff_t dst_stride,
-                              uint32_t store) {
-  const uint32_t bits = bits_range(0, cols);
-  vec v[FC_LANES], total = {0};
-  FC_UNROLL
-  for (int i = 0; i < FC_LANES; i++)
-    v[i] = i < rows ? vec_load_bits(src + i * src_stride, bits) : (vec){0};
-  vec_transpose(v);
-  FC_UNROLL
-  for (int j = 0; j < FC_LANES; j++)
-    if (j < cols) {
-      vec_store_bits(dst + j * dst_stride, v[j], store);
-      total += v[j];
-    }
-  return total;
+FC_INLINE vec transpose_block(const REAL *src, ptrdiff_t src_stride, int rows, int cols, REAL *dst,
+                              ptrdiff_t dst_stride, uint32_t store) {
+    const uint32_t bits = bits_range(0, cols);
+    vec v[FC_LANES], total = {0};
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++) v[i] = i < rows ? vec_load_bits(src + i * src_stride, bits) : (vec){0};
+    vec_transpose(v);
+    FC_UNROLL
+    for (int j = 0; j < FC_LANES; j++)
+        if (j < cols) {
+            vec_store_bits(dst + j * dst_stride, v[j], store);
+            total += v[j];
+        }
+    return total;
 }
 
-static void FC_KERNEL(pack_transposed)(const void *src_, ptrdiff_t row_stride,
-                                       int rows, ptrdiff_t len, void *dst,
+static void FC_KERNEL(pack_transposed)(const void *src_, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst,
                                        void *sums) {
-  for (int i = 0; i < rows; i += FC_LANES) {
-    const REAL *src = (const REAL *)src_ + i * row_stride;
-    const int lanes = rows - i < FC_LANES ? rows - i : FC_LANES;
-    vec total = {0};
-    for (ptrdiff_t j = 0; j < len; j += FC_LANES) {
-      const int cols = len - j < FC_LANES ? (int)(len - j) : FC_LANES;
-      total += transpose_block(src + j, row_stride, lanes, cols,
-                               (REAL *)dst + j * FC_NR + i, FC_NR, FC_ALL);
+    for (int i = 0; i < rows; i += FC_LANES) {
+        const REAL *src = (const REAL *)src_ + i * row_stride;
+        const int lanes = rows - i < FC_LANES ? rows - i : FC_LANES;
+        vec total = {0};
+        for (ptrdiff_t j = 0; j < len; j += FC_LANES) {
+            const int cols = len - j < FC_LANES ? (int)(len - j) : FC_LANES;
+            total += transpose_block(src + j, row_stride, lanes, cols, (REAL *)dst + j * FC_NR + i, FC_NR, FC_ALL);
+        }
+        if (sums) {
+            const uint32_t bits = bits_range(0, lanes);
+            vec_store_bits((REAL *)sums + i, vec_load_bits((REAL *)sums + i, bits) + total, bits);
+        }
     }
-    if (sums) {
-      const uint32_t bits = bits_range(0, lanes);
-      vec_store_bits((REAL *)sums + i,
-                     vec_load_bits((REAL *)sums + i, bits) + total, bits);
-    }
-  }
 }
 
-static void FC_KERNEL(transpose)(const void *src, ptrdiff_t src_stride,
-                                 ptrdiff_t rows, ptrdiff_t cols, void *dst,
+static void FC_KERNEL(transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_t rows, ptrdiff_t cols, void *dst,
                                  ptrdiff_t dst_stride) {
-  for (ptrdiff_t i = 0; i < rows; i += FC_LANES)
-    for (ptrdiff_t j = 0; j < cols; j += FC_LANES) {
-      const int r = rows - i < FC_LANES ? (int)(rows - i) : FC_LANES;
-      const int c = cols - j < FC_LANES ? (int)(cols - j) : FC_LANES;
-      transpose_block((const REAL *)src + i * src_stride + j, src_stride, r, c,
-                      (REAL *)dst + j * dst_stride + i, dst_stride,
-                      bits_range(0, r));
-    }
+    for (ptrdiff_t i = 0; i < rows; i += FC_LANES)
+        for (ptrdiff_t j = 0; j < cols; j += FC_LANES) {
+            const int r = rows - i < FC_LANES ? (int)(rows - i) : FC_LANES;
+            const int c = cols - j < FC_LANES ? (int)(cols - j) : FC_LANES;
+            transpose_block((const REAL *)src + i * src_stride + j, src_stride, r, c, (REAL *)dst + j * dst_stride + i,
+                            dst_stride, bits_range(0, r));
+        }
 }
 
-static void FC_KERNEL(pack_rows)(const void *src_, ptrdiff_t row_stride,
-                                 int cols, ptrdiff_t len, void *dst_) {
-  const REAL *src = src_;
-  REAL *dst = dst_;
-  for (ptrdiff_t k = 0; k < len; k++, src += row_stride, dst += FC_NR)
-    for (int j = 0; j < cols; j += FC_LANES)
-      vec_store(dst + j, vec_load_bits(src + j, bits_range(0, cols - j)));
+static void FC_KERNEL(pack_rows)(const void *src_, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst_) {
+    const REAL *src = src_;
+    REAL *dst = dst_;
+    for (ptrdiff_t k = 0; k < len; k++, src += row_stride, dst += FC_NR)
+        for (int j = 0; j < cols; j += FC_LANES) vec_store(dst + j, vec_load_bits(src + j, bits_range(0, cols - j)));
 }
 
-static void FC_KERNEL(copy_padded)(const void *src_, ptrdiff_t size,
-                                   ptrdiff_t before, ptrdiff_t count,
-                                   void *dst_) {
-  const REAL *src = (const REAL *)src_ - before;
-  REAL *dst = dst_;
-  for (ptrdiff_t i = 0; i < count; i += FC_LANES)
-    vec_store_bits(
-        dst + i,
-        vec_load_bits(src + i, bits_range(before - i, before + size - i)),
-        bits_range(0, count - i));
+static void FC_KERNEL(copy_padded)(const void *src_, ptrdiff_t size, ptrdiff_t before, ptrdiff_t count, void *dst_) {
+    const REAL *src = (const REAL *)src_ - before;
+    REAL *dst = dst_;
+    for (ptrdiff_t i = 0; i < count; i += FC_LANES)
+        vec_store_bits(dst + i, vec_load_bits(src + i, bits_range(before - i, before + size - i)),
+                       bits_range(0, count - i));
 }

@@ -16,62 +16,51 @@
  * the sum is divided once: NaN and Inf stay in the windows that hold them */
 
 #define line_values FC_LOCAL(line_values)
-FC_INLINE REAL *line_values(const fc_pool_row *p) {
-  return (REAL *)p->line + p->before - p->skip;
-}
+FC_INLINE REAL *line_values(const fc_pool_row *p) { return (REAL *)p->line + p->before - p->skip; }
 
-#define line_rows                                                              \
-  FC_LOCAL(line_rows) /* where a column's maximum is: the row's offset from    \
+#define line_rows \
+    FC_LOCAL(line_rows) /* where a column's maximum is: the row's offset from    \
                          the window's first, in elements */
 FC_INLINE INTEGER *line_rows(const fc_pool_row *p) {
-  return (INTEGER *)((REAL *)p->line + p->line_size) + p->before - p->skip;
+    return (INTEGER *)((REAL *)p->line + p->line_size) + p->before - p->skip;
 }
 
 /* The window's taps along one dimension that fall inside the image: [first,
  * last) */
 #define clip_taps FC_LOCAL(clip_taps)
-FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first,
-                         ptrdiff_t *last) {
-  const ptrdiff_t dilation = p->dilation[dim], kernel = p->kernel[dim];
-  const ptrdiff_t lo = ceil_div(-p->start[dim], dilation),
-                  hi = ceil_div(p->in[dim] - p->start[dim], dilation);
-  *first = lo > 0 ? lo : 0;
-  *last = hi < kernel ? hi : kernel;
+FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first, ptrdiff_t *last) {
+    const ptrdiff_t dilation = p->dilation[dim], kernel = p->kernel[dim];
+    const ptrdiff_t lo = ceil_div(-p->start[dim], dilation), hi = ceil_div(p->in[dim] - p->start[dim], dilation);
+    *first = lo > 0 ? lo : 0;
+    *last = hi < kernel ? hi : kernel;
 }
 
 /* The window's taps along w that fall inside the image for at least one of
  * outputs [o, o + lanes): [first, last) */
 #define clip_taps_w FC_LOCAL(clip_taps_w)
-FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first,
-                           ptrdiff_t *last) {
-  const ptrdiff_t dilation = p->dilation[2], w = o * p->step - p->before;
-  const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-  const ptrdiff_t lo = ceil_div(-w - (left - 1) * p->step, dilation),
-                  hi = ceil_div(p->in[2] - w, dilation);
-  *first = lo > 0 ? lo : 0;
-  *last = hi < p->kernel[2] ? hi : p->kernel[2];
+FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first, ptrdiff_t *last) {
+    const ptrdiff_t dilation = p->dilation[2], w = o * p->step - p->before;
+    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+    const ptrdiff_t lo = ceil_div(-w - (left - 1) * p->step, dilation), hi = ceil_div(p->in[2] - w, dilation);
+    *first = lo > 0 ? lo : 0;
+    *last = hi < p->kernel[2] ? hi : p->kernel[2];
 }
 
 /* Lanes p[lane * step], at least the first `left` of them */
 #define load_every FC_LOCAL(load_every)
 FC_INLINE vec load_every(const REAL *p, ptrdiff_t step, ptrdiff_t left) {
-  static const uint32_t all[4] = {FC_ALL, FC_ALL, FC_ALL, FC_ALL};
-  if (step == 1)
-    return vec_load(p);
-  if (step == 2)
-    return vec_even(vec_load(p), vec_load(p + FC_LANES));
-  if (step == 4)
-    return vec_load_strided(p, 4, all);
-  vec v = {0};
-  for (int l = 0; l < left; l++)
-    v[l] = p[l * step];
-  return v;
+    static const uint32_t all[4] = {FC_ALL, FC_ALL, FC_ALL, FC_ALL};
+    if (step == 1) return vec_load(p);
+    if (step == 2) return vec_even(vec_load(p), vec_load(p + FC_LANES));
+    if (step == 4) return vec_load_strided(p, 4, all);
+    vec v = {0};
+    for (int l = 0; l < left; l++) v[l] = p[l * step];
+    return v;
 }
 
 #define load_every_row FC_LOCAL(load_every_row)
-FC_INLINE ivec load_every_row(const INTEGER *p, ptrdiff_t step,
-                              ptrdiff_t left) {
-  return (ivec)load_every((const REAL *)p, step, left);
+FC_INLINE ivec load_every_row(const INTEGER *p, ptrdiff_t step, ptrdiff_t left) {
+    return (ivec)load_every((const REAL *)p, step, left);
 }
 
 #define wins FC_LOCAL(wins)
@@ -81,276 +70,230 @@ FC_INLINE ivec wins(vec v, vec best) { return (v > best) | (v != v); }
 FC_INLINE ivec splat_integer(INTEGER x) { return x - (ivec){0}; }
 
 #define pick FC_LOCAL(pick)
-FC_INLINE ivec pick(ivec mask, ivec a, ivec b) {
-  return (mask & a) | (~mask & b);
-}
+FC_INLINE ivec pick(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & b); }
 
-#define FC_NOWHERE                                                             \
-  (FC_REAL_BYTES == 4 ? (INTEGER)INT32_MAX : (INTEGER)INT64_MAX)
+#define FC_NOWHERE (FC_REAL_BYTES == 4 ? (INTEGER)INT32_MAX : (INTEGER)INT64_MAX)
 
 /* line = the maximum, with its row, or the sum of the rows of the windows */
 #define reduce_rows FC_LOCAL(reduce_rows)
-FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum,
-                           const int indexed) {
-  ptrdiff_t d0, d1, h0, h1;
-  clip_taps(p, 0, &d0, &d1);
-  clip_taps(p, 1, &h0, &h1);
-  REAL *line = line_values(p);
-  INTEGER *where = indexed ? line_rows(p) : NULL;
-  const vec empty = maximum ? vec_splat(-FC_INFINITY) : (vec){0};
-  for (ptrdiff_t i = p->skip - p->before; i < 0; i++) {
-    line[i] = empty[0];
-    if (indexed)
-      where[i] = FC_NOWHERE;
-  }
-  for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
-    const uint32_t bits = bits_range(0, p->in[2] - i);
-    vec best = empty;
-    ivec row = splat_integer(FC_NOWHERE);
-    for (ptrdiff_t kd = d0; kd < d1; kd++)
-      for (ptrdiff_t kh = h0; kh < h1; kh++) {
-        const ptrdiff_t above =
-            (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
-        const ptrdiff_t first =
-            (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
-        const vec v =
-            vec_load_bits((const REAL *)p->x + first + above + i, bits);
-        if (!maximum)
-          best += v;
-        else if (indexed) { /* a column of -inf has its first row */
-          const ivec here = splat_integer((INTEGER)above),
-                     won = wins(v, best) | (row == FC_NOWHERE);
-          row = pick(won, here, row);
-          best = vec_select(won, v, best);
-        } else
-          best = vec_select(wins(v, best), v, best);
-      }
-    vec_store(line + i, best);
-    if (indexed)
-      vec_store((REAL *)(where + i), (vec)row);
-  }
-  for (ptrdiff_t i = p->in[2]; i < p->line_end - p->before + p->skip; i++) {
-    line[i] = empty[0];
-    if (indexed)
-      where[i] = FC_NOWHERE;
-  }
+FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int indexed) {
+    ptrdiff_t d0, d1, h0, h1;
+    clip_taps(p, 0, &d0, &d1);
+    clip_taps(p, 1, &h0, &h1);
+    REAL *line = line_values(p);
+    INTEGER *where = indexed ? line_rows(p) : NULL;
+    const vec empty = maximum ? vec_splat(-FC_INFINITY) : (vec){0};
+    for (ptrdiff_t i = p->skip - p->before; i < 0; i++) {
+        line[i] = empty[0];
+        if (indexed) where[i] = FC_NOWHERE;
+    }
+    for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
+        const uint32_t bits = bits_range(0, p->in[2] - i);
+        vec best = empty;
+        ivec row = splat_integer(FC_NOWHERE);
+        for (ptrdiff_t kd = d0; kd < d1; kd++)
+            for (ptrdiff_t kh = h0; kh < h1; kh++) {
+                const ptrdiff_t above = (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
+                const ptrdiff_t first = (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
+                const vec v = vec_load_bits((const REAL *)p->x + first + above + i, bits);
+                if (!maximum)
+                    best += v;
+                else if (indexed) { /* a column of -inf has its first row */
+                    const ivec here = splat_integer((INTEGER)above), won = wins(v, best) | (row == FC_NOWHERE);
+                    row = pick(won, here, row);
+                    best = vec_select(won, v, best);
+                } else
+                    best = vec_select(wins(v, best), v, best);
+            }
+        vec_store(line + i, best);
+        if (indexed) vec_store((REAL *)(where + i), (vec)row);
+    }
+    for (ptrdiff_t i = p->in[2]; i < p->line_end - p->before + p->skip; i++) {
+        line[i] = empty[0];
+        if (indexed) where[i] = FC_NOWHERE;
+    }
 }
 
 /* Inlined with a constant step, so that loads are chosen once */
 #define max_columns FC_LOCAL(max_columns)
-FC_INLINE void max_columns(const fc_pool_row *p, const ptrdiff_t step,
-                           REAL *y) {
-  const REAL *line = line_values(p) - p->before;
-  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-    ptrdiff_t w0, w1;
-    clip_taps_w(p, o, &w0, &w1);
-    vec best = vec_splat(-FC_INFINITY);
-    for (ptrdiff_t kw = w0; kw < w1; kw++) {
-      const vec v =
-          load_every(line + o * step + kw * p->dilation[2], step, left);
-      best = vec_select(wins(v, best), v, best);
+FC_INLINE void max_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y) {
+    const REAL *line = line_values(p) - p->before;
+    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
+        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+        ptrdiff_t w0, w1;
+        clip_taps_w(p, o, &w0, &w1);
+        vec best = vec_splat(-FC_INFINITY);
+        for (ptrdiff_t kw = w0; kw < w1; kw++) {
+            const vec v = load_every(line + o * step + kw * p->dilation[2], step, left);
+            best = vec_select(wins(v, best), v, best);
+        }
+        vec_store_bits(y + o, best, bits_range(0, left));
     }
-    vec_store_bits(y + o, best, bits_range(0, left));
-  }
 }
 
 /* Of equal columns the one whose row comes first, of columns of one row the
  * first; of NaNs the last */
 #define max_columns_indexed FC_LOCAL(max_columns_indexed)
-FC_INLINE void max_columns_indexed(const fc_pool_row *p, const ptrdiff_t step,
-                                   REAL *y, int64_t *index) {
-  const REAL *line = line_values(p) - p->before;
-  const INTEGER *rows = line_rows(p) - p->before;
-  const int64_t first =
-      (p->start[0] * p->in[1] + p->start[1]) * p->in[2] - p->before;
-  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-    ptrdiff_t w0, w1;
-    clip_taps_w(p, o, &w0, &w1);
-    vec best = vec_splat(-FC_INFINITY);
-    ivec where = splat_integer(FC_NOWHERE), column = {0};
-    for (ptrdiff_t kw = w0; kw < w1; kw++) {
-      const ptrdiff_t at = o * step + kw * p->dilation[2];
-      const vec v = load_every(line + at, step, left);
-      const ivec row = load_every_row(rows + at, step, left);
-      const ivec won = (v > best) | ((v == best) & (row < where)) |
-                       ((v != v) & ((best == best) | (row >= where)));
-      best = vec_select(won, v, best);
-      where = pick(won, row, where);
-      column = pick(won, splat_integer((INTEGER)(kw * p->dilation[2])), column);
+FC_INLINE void max_columns_indexed(const fc_pool_row *p, const ptrdiff_t step, REAL *y, int64_t *index) {
+    const REAL *line = line_values(p) - p->before;
+    const INTEGER *rows = line_rows(p) - p->before;
+    const int64_t first = (p->start[0] * p->in[1] + p->start[1]) * p->in[2] - p->before;
+    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
+        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+        ptrdiff_t w0, w1;
+        clip_taps_w(p, o, &w0, &w1);
+        vec best = vec_splat(-FC_INFINITY);
+        ivec where = splat_integer(FC_NOWHERE), column = {0};
+        for (ptrdiff_t kw = w0; kw < w1; kw++) {
+            const ptrdiff_t at = o * step + kw * p->dilation[2];
+            const vec v = load_every(line + at, step, left);
+            const ivec row = load_every_row(rows + at, step, left);
+            const ivec won =
+                (v > best) | ((v == best) & (row < where)) | ((v != v) & ((best == best) | (row >= where)));
+            best = vec_select(won, v, best);
+            where = pick(won, row, where);
+            column = pick(won, splat_integer((INTEGER)(kw * p->dilation[2])), column);
+        }
+        vec_store_bits(y + o, best, bits_range(0, left));
+        INTEGER lane[FC_LANES];
+        vec_store((REAL *)lane, (vec)(where + column));
+        for (ptrdiff_t l = 0; l < left; l++) index[o + l] = first + (o + l) * step + lane[l];
     }
-    vec_store_bits(y + o, best, bits_range(0, left));
-    INTEGER lane[FC_LANES];
-    vec_store((REAL *)lane, (vec)(where + column));
-    for (ptrdiff_t l = 0; l < left; l++)
-      index[o + l] = first + (o + l) * step + lane[l];
-  }
 }
 
-static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y,
-                                    int64_t *index) {
-  if (index) {
-    reduce_rows(p, 1, 1);
-    if (p->step == 1)
-      max_columns_indexed(p, 1, y, index);
-    else if (p->step == 2)
-      max_columns_indexed(p, 2, y, index);
-    else
-      max_columns_indexed(p, p->step, y, index);
-  } else {
-    reduce_rows(p, 1, 0);
-    if (p->step == 1)
-      max_columns(p, 1, y);
-    else if (p->step == 2)
-      max_columns(p, 2, y);
-    else
-      max_columns(p, p->step, y);
-  }
+static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y, int64_t *index) {
+    if (index) {
+        reduce_rows(p, 1, 1);
+        if (p->step == 1)
+            max_columns_indexed(p, 1, y, index);
+        else if (p->step == 2)
+            max_columns_indexed(p, 2, y, index);
+        else
+            max_columns_indexed(p, p->step, y, index);
+    } else {
+        reduce_rows(p, 1, 0);
+        if (p->step == 1)
+            max_columns(p, 1, y);
+        else if (p->step == 2)
+            max_columns(p, 2, y);
+        else
+            max_columns(p, p->step, y);
+    }
 }
 
 /* How many of an output row's indices lie outside their windows */
-static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_row *p,
-                                           const int64_t *index) {
-  ptrdiff_t d0, d1, h0, h1, bad = 0;
-  clip_taps(p, 0, &d0, &d1);
-  clip_taps(p, 1, &h0, &h1);
-  enum { BLOCK = 64 };
-  int64_t good[BLOCK];
-  for (ptrdiff_t o = 0; o < p->out; o += BLOCK) {
-    const ptrdiff_t n = p->out - o < BLOCK ? p->out - o : BLOCK;
-    for (ptrdiff_t i = 0; i < n; i++)
-      good[i] = 0;
-    for (ptrdiff_t kd = d0; kd < d1; kd++)
-      for (ptrdiff_t kh = h0; kh < h1; kh++) {
-        const uint64_t width = (uint64_t)p->in[2],
-                       extent =
-                           (uint64_t)((p->kernel[2] - 1) * p->dilation[2] + 1);
-        const int64_t row = ((p->start[0] + kd * p->dilation[0]) * p->in[1] +
-                             p->start[1] + kh * p->dilation[1]) *
-                            p->in[2];
-        for (ptrdiff_t i = 0; i < n; i++) {
-          const uint64_t w = (uint64_t)(index[o + i] - row),
-                         tap = w - (uint64_t)((o + i) * p->step - p->before);
-          good[i] |= (w < width) & (tap < extent);
-        }
-        if (p->dilation[2] > 1)
-          for (ptrdiff_t i = 0; i < n; i++) {
-            const int64_t w = index[o + i] - row,
-                          tap = w - ((o + i) * p->step - p->before);
-            if ((uint64_t)w < width && tap % p->dilation[2])
-              good[i] = 0;
-          }
-      }
-    for (ptrdiff_t i = 0; i < n; i++)
-      bad += !good[i];
-  }
-  return bad;
+static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_row *p, const int64_t *index) {
+    ptrdiff_t d0, d1, h0, h1, bad = 0;
+    clip_taps(p, 0, &d0, &d1);
+    clip_taps(p, 1, &h0, &h1);
+    enum { BLOCK = 64 };
+    int64_t good[BLOCK];
+    for (ptrdiff_t o = 0; o < p->out; o += BLOCK) {
+        const ptrdiff_t n = p->out - o < BLOCK ? p->out - o : BLOCK;
+        for (ptrdiff_t i = 0; i < n; i++) good[i] = 0;
+        for (ptrdiff_t kd = d0; kd < d1; kd++)
+            for (ptrdiff_t kh = h0; kh < h1; kh++) {
+                const uint64_t width = (uint64_t)p->in[2], extent = (uint64_t)((p->kernel[2] - 1) * p->dilation[2] + 1);
+                const int64_t row =
+                    ((p->start[0] + kd * p->dilation[0]) * p->in[1] + p->start[1] + kh * p->dilation[1]) * p->in[2];
+                for (ptrdiff_t i = 0; i < n; i++) {
+                    const uint64_t w = (uint64_t)(index[o + i] - row),
+                                   tap = w - (uint64_t)((o + i) * p->step - p->before);
+                    good[i] |= (w < width) & (tap < extent);
+                }
+                if (p->dilation[2] > 1)
+                    for (ptrdiff_t i = 0; i < n; i++) {
+                        const int64_t w = index[o + i] - row, tap = w - ((o + i) * p->step - p->before);
+                        if ((uint64_t)w < width && tap % p->dilation[2]) good[i] = 0;
+                    }
+            }
+        for (ptrdiff_t i = 0; i < n; i++) bad += !good[i];
+    }
+    return bad;
 }
 
-static void FC_KERNEL(max_pool_scatter)(ptrdiff_t n, const void *g_,
-                                        const int64_t *index, void *gx_) {
-  const REAL *g = g_;
-  REAL *gx = gx_;
-  for (ptrdiff_t i = 0; i < n; i++)
-    gx[index[i]] += g[i];
+static void FC_KERNEL(max_pool_scatter)(ptrdiff_t n, const void *g_, const int64_t *index, void *gx_) {
+    const REAL *g = g_;
+    REAL *gx = gx_;
+    for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
 }
 
 /* Elements of a window along one dimension: those inside the image, or with the
  * padding that it covers */
 #define window_extent FC_LOCAL(window_extent)
-FC_INLINE ptrdiff_t window_extent(const fc_pool_row *p, int dim,
-                                  ptrdiff_t start) {
-  const ptrdiff_t padded =
-      p->in[dim] + (p->count_include_pad ? p->pad_after[dim] : 0);
-  ptrdiff_t end = start + p->kernel[dim];
-  if (end > padded)
-    end = padded;
-  if (!p->count_include_pad && start < 0)
-    start = 0;
-  return end - start;
+FC_INLINE ptrdiff_t window_extent(const fc_pool_row *p, int dim, ptrdiff_t start) {
+    const ptrdiff_t padded = p->in[dim] + (p->count_include_pad ? p->pad_after[dim] : 0);
+    ptrdiff_t end = start + p->kernel[dim];
+    if (end > padded) end = padded;
+    if (!p->count_include_pad && start < 0) start = 0;
+    return end - start;
 }
 
 /* what the sums of outputs [o, o + lanes) are divided by */
 #define divisors FC_LOCAL(divisors)
 FC_INLINE vec divisors(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t dh) {
-  if (p->divisor)
-    return vec_splat((REAL)p->divisor);
-  const ptrdiff_t w = o * p->step - p->before;
-  const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-  if (w >= 0 && w + (left - 1) * p->step + p->kernel[2] <= p->in[2])
-    return vec_splat((REAL)(dh * p->kernel[2]));
-  vec v;
-  for (int l = 0; l < FC_LANES; l++)
-    v[l] = (REAL)(dh * (l < left ? window_extent(p, 2, w + l * p->step) : 1));
-  return v;
+    if (p->divisor) return vec_splat((REAL)p->divisor);
+    const ptrdiff_t w = o * p->step - p->before;
+    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+    if (w >= 0 && w + (left - 1) * p->step + p->kernel[2] <= p->in[2]) return vec_splat((REAL)(dh * p->kernel[2]));
+    vec v;
+    for (int l = 0; l < FC_LANES; l++) v[l] = (REAL)(dh * (l < left ? window_extent(p, 2, w + l * p->step) : 1));
+    return v;
 }
 
 #define mean_columns FC_LOCAL(mean_columns)
-FC_INLINE void mean_columns(const fc_pool_row *p, const ptrdiff_t step,
-                            REAL *y) {
-  const REAL *line = line_values(p) - p->before;
-  const ptrdiff_t dh =
-      window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
-  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-    ptrdiff_t w0, w1;
-    clip_taps_w(p, o, &w0, &w1);
-    vec sum = {0};
-    for (ptrdiff_t kw = w0; kw < w1; kw++)
-      sum += load_every(line + o * step + kw, step, left);
-    vec_store_bits(y + o, sum / divisors(p, o, dh), bits_range(0, left));
-  }
+FC_INLINE void mean_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y) {
+    const REAL *line = line_values(p) - p->before;
+    const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
+    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
+        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+        ptrdiff_t w0, w1;
+        clip_taps_w(p, o, &w0, &w1);
+        vec sum = {0};
+        for (ptrdiff_t kw = w0; kw < w1; kw++) sum += load_every(line + o * step + kw, step, left);
+        vec_store_bits(y + o, sum / divisors(p, o, dh), bits_range(0, left));
+    }
 }
 
 static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y) {
-  reduce_rows(p, 0, 0);
-  if (p->step == 1)
-    mean_columns(p, 1, y);
-  else if (p->step == 2)
-    mean_columns(p, 2, y);
-  else
-    mean_columns(p, p->step, y);
+    reduce_rows(p, 0, 0);
+    if (p->step == 1)
+        mean_columns(p, 1, y);
+    else if (p->step == 2)
+        mean_columns(p, 2, y);
+    else
+        mean_columns(p, p->step, y);
 }
 
 /* The mean's gradient: every element of a window receives g / divisor.  A line
  * collects the columns, every row adds it. */
-static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_,
-                                       void *gx) {
-  const REAL *g = g_;
-  REAL *line = line_values(p) - p->before;
-  ptrdiff_t d0, d1, h0, h1, w0, w1;
-  clip_taps(p, 0, &d0, &d1);
-  clip_taps(p, 1, &h0, &h1);
-  const ptrdiff_t dh =
-      window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
-  for (ptrdiff_t i = p->skip; i < p->skip + p->line_end; i++)
-    line[i] = 0;
-  for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-    const uint32_t bits = bits_range(0, left);
-    const vec share = vec_load_bits(g + o, bits) / divisors(p, o, dh);
-    REAL lane[FC_LANES];
-    vec_store(lane, share);
-    clip_taps_w(p, o, &w0, &w1);
-    if (p->step == 1)
-      for (ptrdiff_t kw = w0; kw < w1; kw++)
-        vec_store_bits(line + o + kw, vec_load(line + o + kw) + share, bits);
-    else
-      for (ptrdiff_t l = 0; l < left; l++)
-        for (ptrdiff_t kw = w0; kw < w1; kw++)
-          line[(o + l) * p->step + kw] += lane[l];
-  }
-  for (ptrdiff_t kd = d0; kd < d1; kd++)
-    for (ptrdiff_t kh = h0; kh < h1; kh++) {
-      REAL *row = (REAL *)gx +
-                  ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2];
-      for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
-        const uint32_t bits = bits_range(0, p->in[2] - i);
-        vec_store_bits(row + i,
-                       vec_load_bits(row + i, bits) +
-                           vec_load(line + p->before + i),
-                       bits);
-      }
+static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, void *gx) {
+    const REAL *g = g_;
+    REAL *line = line_values(p) - p->before;
+    ptrdiff_t d0, d1, h0, h1, w0, w1;
+    clip_taps(p, 0, &d0, &d1);
+    clip_taps(p, 1, &h0, &h1);
+    const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
+    for (ptrdiff_t i = p->skip; i < p->skip + p->line_end; i++) line[i] = 0;
+    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
+        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+        const uint32_t bits = bits_range(0, left);
+        const vec share = vec_load_bits(g + o, bits) / divisors(p, o, dh);
+        REAL lane[FC_LANES];
+        vec_store(lane, share);
+        clip_taps_w(p, o, &w0, &w1);
+        if (p->step == 1)
+            for (ptrdiff_t kw = w0; kw < w1; kw++) vec_store_bits(line + o + kw, vec_load(line + o + kw) + share, bits);
+        else
+            for (ptrdiff_t l = 0; l < left; l++)
+                for (ptrdiff_t kw = w0; kw < w1; kw++) line[(o + l) * p->step + kw] += lane[l];
     }
+    for (ptrdiff_t kd = d0; kd < d1; kd++)
+        for (ptrdiff_t kh = h0; kh < h1; kh++) {
+            REAL *row = (REAL *)gx + ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2];
+            for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
+                const uint32_t bits = bits_range(0, p->in[2] - i);
+                vec_store_bits(row + i, vec_load_bits(row + i, bits) + vec_load(line + p->before + i), bits);
+            }
+        }
 }

@@ -19,14 +19,10 @@
 #define ivec FC_LOCAL(ivec)
 typedef REAL vec __attribute__((vector_size(FC_VEC_BYTES)));
 typedef INTEGER ivec __attribute__((vector_size(FC_VEC_BYTES)));
-typedef REAL FC_LOCAL(vec_unaligned)
-    __attribute__((vector_size(FC_VEC_BYTES), aligned(FC_REAL_BYTES),
-                   may_alias));
+typedef REAL FC_LOCAL(vec_unaligned) __attribute__((vector_size(FC_VEC_BYTES), aligned(FC_REAL_BYTES), may_alias));
 
 #define vec_load FC_LOCAL(vec_load)
-FC_INLINE vec vec_load(const REAL *p) {
-  return *(const FC_LOCAL(vec_unaligned) *)p;
-}
+FC_INLINE vec vec_load(const REAL *p) { return *(const FC_LOCAL(vec_unaligned) *)p; }
 
 #define vec_store FC_LOCAL(vec_store)
 FC_INLINE void vec_store(REAL *p, vec v) { *(FC_LOCAL(vec_unaligned) *)p = v; }
@@ -37,23 +33,20 @@ FC_INLINE vec vec_splat(REAL x) { return x - (vec){0}; }
 /* mask ? a : b, a mask being what a comparison returns: all ones or all zeros a
  * lane */
 #define vec_select FC_LOCAL(vec_select)
-FC_INLINE vec vec_select(ivec mask, vec a, vec b) {
-  return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
-}
+FC_INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
 /* Bit i of a lane mask says whether lane i takes part; a masked-out lane reads
  * as zero and touches no memory. */
 #define bits_range FC_LOCAL(bits_range)
 FC_INLINE uint32_t bits_range(ptrdiff_t lo, ptrdiff_t hi) {
-  lo = lo < 0 ? 0 : lo > FC_LANES ? FC_LANES : lo;
-  hi = hi < lo ? lo : hi > FC_LANES ? FC_LANES : hi;
-  return (uint32_t)((1ull << hi) - (1ull << lo));
+    lo = lo < 0 ? 0 : lo > FC_LANES ? FC_LANES : lo;
+    hi = hi < lo ? lo : hi > FC_LANES ? FC_LANES : hi;
+    return (uint32_t)((1ull << hi) - (1ull << lo));
 }
 
 #define vec_load_bits FC_LOCAL(vec_load_bits)
 #define vec_store_bits FC_LOCAL(vec_store_bits)
-#define vec_stream                                                             \
-  FC_LOCAL(vec_stream) /* store past the caches; p is aligned to the vector */
+#define vec_stream FC_LOCAL(vec_stream) /* store past the caches; p is aligned to the vector */
 #define vec_mask FC_LOCAL(vec_mask)
 
 #if FC_VEC_BYTES == 64
@@ -61,33 +54,27 @@ FC_INLINE uint32_t bits_range(ptrdiff_t lo, ptrdiff_t hi) {
 /* A masked load that crosses a cache line does not train the prefetchers of
  * Zen: whole vectors are loaded plainly. */
 #if FC_REAL_BYTES == 4
-FC_INLINE ivec vec_mask(uint32_t bits) {
-  return (ivec)_mm512_maskz_set1_epi32((__mmask16)bits, -1);
-}
+FC_INLINE ivec vec_mask(uint32_t bits) { return (ivec)_mm512_maskz_set1_epi32((__mmask16)bits, -1); }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
-  return bits == FC_ALL ? vec_load(p)
-                        : (vec)_mm512_maskz_loadu_ps((__mmask16)bits, p);
+    return bits == FC_ALL ? vec_load(p) : (vec)_mm512_maskz_loadu_ps((__mmask16)bits, p);
 }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-  if (bits == FC_ALL)
-    vec_store(p, v);
-  else
-    _mm512_mask_storeu_ps(p, (__mmask16)bits, (__m512)v);
+    if (bits == FC_ALL)
+        vec_store(p, v);
+    else
+        _mm512_mask_storeu_ps(p, (__mmask16)bits, (__m512)v);
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm512_stream_ps(p, (__m512)v); }
 #else
-FC_INLINE ivec vec_mask(uint32_t bits) {
-  return (ivec)_mm512_maskz_set1_epi64((__mmask8)bits, -1);
-}
+FC_INLINE ivec vec_mask(uint32_t bits) { return (ivec)_mm512_maskz_set1_epi64((__mmask8)bits, -1); }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
-  return bits == FC_ALL ? vec_load(p)
-                        : (vec)_mm512_maskz_loadu_pd((__mmask8)bits, p);
+    return bits == FC_ALL ? vec_load(p) : (vec)_mm512_maskz_loadu_pd((__mmask8)bits, p);
 }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-  if (bits == FC_ALL)
-    vec_store(p, v);
-  else
-    _mm512_mask_storeu_pd(p, (__mmask8)bits, (__m512d)v);
+    if (bits == FC_ALL)
+        vec_store(p, v);
+    else
+        _mm512_mask_storeu_pd(p, (__mmask8)bits, (__m512d)v);
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm512_stream_pd(p, (__m512d)v); }
 #endif
@@ -96,34 +83,32 @@ FC_INLINE void vec_stream(REAL *p, vec v) { _mm512_stream_pd(p, (__m512d)v); }
 
 #if FC_REAL_BYTES == 4
 FC_INLINE ivec vec_mask(uint32_t bits) {
-  const ivec lane = {1, 2, 4, 8, 16, 32, 64, 128};
-  return (((INTEGER)bits - (ivec){0}) & lane) == lane;
+    const ivec lane = {1, 2, 4, 8, 16, 32, 64, 128};
+    return (((INTEGER)bits - (ivec){0}) & lane) == lane;
 }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
-  return bits == FC_ALL ? vec_load(p)
-                        : (vec)_mm256_maskload_ps(p, (__m256i)vec_mask(bits));
+    return bits == FC_ALL ? vec_load(p) : (vec)_mm256_maskload_ps(p, (__m256i)vec_mask(bits));
 }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-  if (bits == FC_ALL)
-    vec_store(p, v);
-  else
-    _mm256_maskstore_ps(p, (__m256i)vec_mask(bits), (__m256)v);
+    if (bits == FC_ALL)
+        vec_store(p, v);
+    else
+        _mm256_maskstore_ps(p, (__m256i)vec_mask(bits), (__m256)v);
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm256_stream_ps(p, (__m256)v); }
 #else
 FC_INLINE ivec vec_mask(uint32_t bits) {
-  const ivec lane = {1, 2, 4, 8};
-  return (((INTEGER)bits - (ivec){0}) & lane) == lane;
+    const ivec lane = {1, 2, 4, 8};
+    return (((INTEGER)bits - (ivec){0}) & lane) == lane;
 }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
-  return bits == FC_ALL ? vec_load(p)
-                        : (vec)_mm256_maskload_pd(p, (__m256i)vec_mask(bits));
+    return bits == FC_ALL ? vec_load(p) : (vec)_mm256_maskload_pd(p, (__m256i)vec_mask(bits));
 }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-  if (bits == FC_ALL)
-    vec_store(p, v);
-  else
-    _mm256_maskstore_pd(p, (__m256i)vec_mask(bits), (__m256d)v);
+    if (bits == FC_ALL)
+        vec_store(p, v);
+    else
+        _mm256_maskstore_pd(p, (__m256i)vec_mask(bits), (__m256d)v);
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm256_stream_pd(p, (__m256d)v); }
 #endif
@@ -131,31 +116,27 @@ FC_INLINE void vec_stream(REAL *p, vec v) { _mm256_stream_pd(p, (__m256d)v); }
 #else /* 128 bits: no masked access, lane by lane */
 
 FC_INLINE ivec vec_mask(uint32_t bits) {
-  ivec m;
-  FC_UNROLL
-  for (int i = 0; i < FC_LANES; i++)
-    m[i] = -(INTEGER)(bits >> i & 1);
-  return m;
+    ivec m;
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++) m[i] = -(INTEGER)(bits >> i & 1);
+    return m;
 }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
-  if (bits == FC_ALL)
-    return vec_load(p);
-  vec v = {0};
-  FC_UNROLL
-  for (int i = 0; i < FC_LANES; i++)
-    if (bits >> i & 1)
-      v[i] = p[i];
-  return v;
+    if (bits == FC_ALL) return vec_load(p);
+    vec v = {0};
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++)
+        if (bits >> i & 1) v[i] = p[i];
+    return v;
 }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-  if (bits == FC_ALL) {
-    vec_store(p, v);
-    return;
-  }
-  FC_UNROLL
-  for (int i = 0; i < FC_LANES; i++)
-    if (bits >> i & 1)
-      p[i] = v[i];
+    if (bits == FC_ALL) {
+        vec_store(p, v);
+        return;
+    }
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES; i++)
+        if (bits >> i & 1) p[i] = v[i];
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { vec_store(p, v); }
 
@@ -197,53 +178,44 @@ FC_INLINE vec vec_zip_hi(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_HI); }
  * log2(lanes) times. */
 #define vec_transpose FC_LOCAL(vec_transpose)
 FC_INLINE void vec_transpose(vec v[FC_LANES]) {
-  FC_UNROLL
-  for (int stage = 1; stage < FC_LANES; stage *= 2) {
-    vec t[FC_LANES];
     FC_UNROLL
-    for (int i = 0; i < FC_LANES / 2; i++) {
-      t[2 * i] = vec_zip_lo(v[i], v[i + FC_LANES / 2]);
-      t[2 * i + 1] = vec_zip_hi(v[i], v[i + FC_LANES / 2]);
+    for (int stage = 1; stage < FC_LANES; stage *= 2) {
+        vec t[FC_LANES];
+        FC_UNROLL
+        for (int i = 0; i < FC_LANES / 2; i++) {
+            t[2 * i] = vec_zip_lo(v[i], v[i + FC_LANES / 2]);
+            t[2 * i + 1] = vec_zip_hi(v[i], v[i + FC_LANES / 2]);
+        }
+        FC_UNROLL
+        for (int i = 0; i < FC_LANES; i++) v[i] = t[i];
     }
-    FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++)
-      v[i] = t[i];
-  }
 }
 
 /* Lanes p[0], p[step], p[2 step] ...; bits[j] masks the j-th of `step`
  * contiguous vectors (step 1, 2 or 4). */
 #define vec_load_strided FC_LOCAL(vec_load_strided)
 FC_INLINE vec vec_load_strided(const REAL *p, int step, const uint32_t *bits) {
-  vec a = vec_load_bits(p, bits[0]);
-  if (step == 1)
-    return a;
-  vec b = vec_even(a, vec_load_bits(p + FC_LANES, bits[1]));
-  if (step == 2)
-    return b;
-  vec c = vec_load_bits(p + 2 * FC_LANES, bits[2]),
-      d = vec_load_bits(p + 3 * FC_LANES, bits[3]);
-  return vec_even(b, vec_even(c, d));
+    vec a = vec_load_bits(p, bits[0]);
+    if (step == 1) return a;
+    vec b = vec_even(a, vec_load_bits(p + FC_LANES, bits[1]));
+    if (step == 2) return b;
+    vec c = vec_load_bits(p + 2 * FC_LANES, bits[2]), d = vec_load_bits(p + 3 * FC_LANES, bits[3]);
+    return vec_even(b, vec_even(c, d));
 }
 
 /* Lanes p[lane * step] for lanes [lo, hi), zeros elsewhere */
 #define load_lanes FC_LOCAL(load_lanes)
-FC_INLINE vec load_lanes(const REAL *p, ptrdiff_t step, ptrdiff_t lo,
-                         ptrdiff_t hi) {
-  vec v = {0};
-  if (hi <= lo)
+FC_INLINE vec load_lanes(const REAL *p, ptrdiff_t step, ptrdiff_t lo, ptrdiff_t hi) {
+    vec v = {0};
+    if (hi <= lo) return v;
+    if (step == 1 || step == 2 || step == 4) {
+        uint32_t bits[4];
+        FC_UNROLL
+        for (int i = 0; i < 4; i++) bits[i] = bits_range(lo * step - i * FC_LANES, (hi - 1) * step + 1 - i * FC_LANES);
+        return step == 1   ? vec_load_strided(p, 1, bits)
+               : step == 2 ? vec_load_strided(p, 2, bits)
+                           : vec_load_strided(p, 4, bits);
+    }
+    for (ptrdiff_t l = lo; l < hi; l++) v[l] = p[l * step];
     return v;
-  if (step == 1 || step == 2 || step == 4) {
-    uint32_t bits[4];
-    FC_UNROLL
-    for (int i = 0; i < 4; i++)
-      bits[i] = bits_range(lo * step - i * FC_LANES,
-                           (hi - 1) * step + 1 - i * FC_LANES);
-    return step == 1   ? vec_load_strided(p, 1, bits)
-           : step == 2 ? vec_load_strided(p, 2, bits)
-                       : vec_load_strided(p, 4, bits);
-  }
-  for (ptrdiff_t l = lo; l < hi; l++)
-    v[l] = p[l * step];
-  return v;
 }

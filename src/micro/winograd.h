@@ -28,342 +28,283 @@
 /* v = B^T d: 12 multiply-adds */
 #define tile_rows FC_LOCAL(tile_rows)
 FC_INLINE void tile_rows(const vec d[6], vec v[6]) {
-  const vec e1 = d[4] - FC_B2 * d[2], o1 = d[3] - FC_B2 * d[1];
-  const vec e2 = d[4] - FC_A2 * d[2], o2 = d[3] - FC_A2 * d[1];
-  v[0] = (d[4] - (FC_A2 + FC_B2) * d[2]) + (FC_A2 * FC_B2) * d[0];
-  v[1] = e1 + FC_A * o1;
-  v[2] = e1 - FC_A * o1;
-  v[3] = e2 + FC_B * o2;
-  v[4] = e2 - FC_B * o2;
-  v[5] = (d[5] - (FC_A2 + FC_B2) * d[3]) + (FC_A2 * FC_B2) * d[1];
+    const vec e1 = d[4] - FC_B2 * d[2], o1 = d[3] - FC_B2 * d[1];
+    const vec e2 = d[4] - FC_A2 * d[2], o2 = d[3] - FC_A2 * d[1];
+    v[0] = (d[4] - (FC_A2 + FC_B2) * d[2]) + (FC_A2 * FC_B2) * d[0];
+    v[1] = e1 + FC_A * o1;
+    v[2] = e1 - FC_A * o1;
+    v[3] = e2 + FC_B * o2;
+    v[4] = e2 - FC_B * o2;
+    v[5] = (d[5] - (FC_A2 + FC_B2) * d[3]) + (FC_A2 * FC_B2) * d[1];
 }
 
 /* u = G g: the polynomial with coefficients g[0 .. n) at the six points, over N
  */
 #define evaluate FC_LOCAL(evaluate)
 FC_INLINE void evaluate(const int n, const vec *g, vec u[6]) {
-  const REAL na = 1 / (2 * FC_A2 * (FC_A2 - FC_B2)),
-             nb = 1 / (2 * FC_B2 * (FC_B2 - FC_A2));
-  vec ea = na * g[0], oa = (na * FC_A) * g[1], eb = nb * g[0],
-      ob = (nb * FC_B) * g[1];
-  if (n > 2)
-    ea += (na * FC_A2) * g[2], eb += (nb * FC_B2) * g[2];
-  if (n > 3)
-    oa += (na * FC_A2 * FC_A) * g[3], ob += (nb * FC_B2 * FC_B) * g[3];
-  if (n > 4)
-    ea += (na * FC_A2 * FC_A2) * g[4], eb += (nb * FC_B2 * FC_B2) * g[4];
-  u[0] = (1 / (FC_A2 * FC_B2)) * g[0];
-  u[1] = ea + oa;
-  u[2] = ea - oa;
-  u[3] = eb + ob;
-  u[4] = eb - ob;
-  u[5] = g[n - 1];
+    const REAL na = 1 / (2 * FC_A2 * (FC_A2 - FC_B2)), nb = 1 / (2 * FC_B2 * (FC_B2 - FC_A2));
+    vec ea = na * g[0], oa = (na * FC_A) * g[1], eb = nb * g[0], ob = (nb * FC_B) * g[1];
+    if (n > 2) ea += (na * FC_A2) * g[2], eb += (nb * FC_B2) * g[2];
+    if (n > 3) oa += (na * FC_A2 * FC_A) * g[3], ob += (nb * FC_B2 * FC_B) * g[3];
+    if (n > 4) ea += (na * FC_A2 * FC_A2) * g[4], eb += (nb * FC_B2 * FC_B2) * g[4];
+    u[0] = (1 / (FC_A2 * FC_B2)) * g[0];
+    u[1] = ea + oa;
+    u[2] = ea - oa;
+    u[3] = eb + ob;
+    u[4] = eb - ob;
+    u[5] = g[n - 1];
 }
 
 /* y = A^T m: n outputs */
 #define interpolate FC_LOCAL(interpolate)
 FC_INLINE void interpolate(const int n, const vec m[6], vec *y) {
-  const vec sa = m[1] + m[2], da = m[1] - m[2], sb = m[3] + m[4],
-            db = m[3] - m[4];
-  y[0] = m[0] + sa + sb;
-  y[1] = FC_A * da + FC_B * db;
-  if (n > 2)
-    y[2] = FC_A2 * sa + FC_B2 * sb;
-  if (n > 3)
-    y[3] = (FC_A2 * FC_A) * da + (FC_B2 * FC_B) * db;
-  if (n > 4)
-    y[4] = (FC_A2 * FC_A2) * sa + (FC_B2 * FC_B2) * sb;
-  y[n - 1] += m[5];
+    const vec sa = m[1] + m[2], da = m[1] - m[2], sb = m[3] + m[4], db = m[3] - m[4];
+    y[0] = m[0] + sa + sb;
+    y[1] = FC_A * da + FC_B * db;
+    if (n > 2) y[2] = FC_A2 * sa + FC_B2 * sb;
+    if (n > 3) y[3] = (FC_A2 * FC_A) * da + (FC_B2 * FC_B) * db;
+    if (n > 4) y[4] = (FC_A2 * FC_A2) * sa + (FC_B2 * FC_B2) * sb;
+    y[n - 1] += m[5];
 }
 
 /* 16 channels of an image, transposed: patch[row][column][lanes] = x[lane][row0
  * + row][col0 + column], zero outside. */
-static void FC_KERNEL(load_patch)(const void *x_, ptrdiff_t plane, int channels,
-                                  ptrdiff_t height, ptrdiff_t width,
-                                  ptrdiff_t row0, ptrdiff_t col0, int rows,
-                                  int cols, void *patch_) {
-  REAL *patch = patch_;
-  for (int i = 0; i < rows; i++, patch += (ptrdiff_t)cols * FC_LANES) {
-    const ptrdiff_t row = row0 + i;
-    const int inside = row >= 0 && row < height;
-    const REAL *src = (const REAL *)x_ + row * width + col0;
-    for (int j = 0; j < cols; j += FC_LANES) {
-      const uint32_t bits =
-          inside ? bits_range(-col0 - j, width - col0 - j) : 0;
-      vec v[FC_LANES];
-      if (bits) {
-        FC_UNROLL
-        for (int l = 0; l < FC_LANES; l++)
-          v[l] = l < channels ? vec_load_bits(src + l * plane + j, bits)
-                              : (vec){0};
-        vec_transpose(v);
-      } else {
-        FC_UNROLL
-        for (int l = 0; l < FC_LANES; l++)
-          v[l] = (vec){0};
-      }
-      FC_UNROLL
-      for (int l = 0; l < FC_LANES; l++)
-        if (j + l < cols)
-          vec_store(patch + (j + l) * FC_LANES, v[l]);
+static void FC_KERNEL(load_patch)(const void *x_, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width,
+                                  ptrdiff_t row0, ptrdiff_t col0, int rows, int cols, void *patch_) {
+    REAL *patch = patch_;
+    for (int i = 0; i < rows; i++, patch += (ptrdiff_t)cols * FC_LANES) {
+        const ptrdiff_t row = row0 + i;
+        const int inside = row >= 0 && row < height;
+        const REAL *src = (const REAL *)x_ + row * width + col0;
+        for (int j = 0; j < cols; j += FC_LANES) {
+            const uint32_t bits = inside ? bits_range(-col0 - j, width - col0 - j) : 0;
+            vec v[FC_LANES];
+            if (bits) {
+                FC_UNROLL
+                for (int l = 0; l < FC_LANES; l++)
+                    v[l] = l < channels ? vec_load_bits(src + l * plane + j, bits) : (vec){0};
+                vec_transpose(v);
+            } else {
+                FC_UNROLL
+                for (int l = 0; l < FC_LANES; l++) v[l] = (vec){0};
+            }
+            FC_UNROLL
+            for (int l = 0; l < FC_LANES; l++)
+                if (j + l < cols) vec_store(patch + (j + l) * FC_LANES, v[l]);
+        }
     }
-  }
 }
 
 /* The way back: y[lane][row0 + row][col0 + column] = patch[row][column][lane]
  * inside the image. */
-static void FC_KERNEL(store_patch)(const void *patch_, int rows, int cols,
-                                   int channels, ptrdiff_t height,
-                                   ptrdiff_t width, ptrdiff_t row0,
-                                   ptrdiff_t col0, void *y_, ptrdiff_t plane) {
-  const REAL *patch = patch_;
-  for (int i = 0; i < rows && row0 + i < height;
-       i++, patch += (ptrdiff_t)cols * FC_LANES) {
-    REAL *dst = (REAL *)y_ + (row0 + i) * width + col0;
-    for (int j = 0; j < cols && col0 + j < width; j += FC_LANES) {
-      const ptrdiff_t left =
-          width - col0 - j < cols - j ? width - col0 - j : cols - j;
-      const uint32_t bits = bits_range(0, left);
-      vec v[FC_LANES];
-      FC_UNROLL
-      for (int l = 0; l < FC_LANES; l++)
-        v[l] = l < left ? vec_load(patch + (j + l) * FC_LANES) : (vec){0};
-      vec_transpose(v);
-      FC_UNROLL
-      for (int l = 0; l < FC_LANES; l++)
-        if (l < channels)
-          vec_store_bits(dst + l * plane + j, v[l], bits);
+static void FC_KERNEL(store_patch)(const void *patch_, int rows, int cols, int channels, ptrdiff_t height,
+                                   ptrdiff_t width, ptrdiff_t row0, ptrdiff_t col0, void *y_, ptrdiff_t plane) {
+    const REAL *patch = patch_;
+    for (int i = 0; i < rows && row0 + i < height; i++, patch += (ptrdiff_t)cols * FC_LANES) {
+        REAL *dst = (REAL *)y_ + (row0 + i) * width + col0;
+        for (int j = 0; j < cols && col0 + j < width; j += FC_LANES) {
+            const ptrdiff_t left = width - col0 - j < cols - j ? width - col0 - j : cols - j;
+            const uint32_t bits = bits_range(0, left);
+            vec v[FC_LANES];
+            FC_UNROLL
+            for (int l = 0; l < FC_LANES; l++) v[l] = l < left ? vec_load(patch + (j + l) * FC_LANES) : (vec){0};
+            vec_transpose(v);
+            FC_UNROLL
+            for (int l = 0; l < FC_LANES; l++)
+                if (l < channels) vec_store_bits(dst + l * plane + j, v[l], bits);
+        }
     }
-  }
 }
 
 /* V = B^T d B of the tiles_h x tiles_w tiles of a patch, `m` apart: v[point *
  * plane + tile * stride + lane] */
-static void FC_KERNEL(winograd_input)(const void *patch, int cols, int tiles_h,
-                                      int tiles_w, int m, void *v_,
+static void FC_KERNEL(winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *v_,
                                       ptrdiff_t plane, ptrdiff_t stride) {
-  REAL *dst = v_;
-  for (int th = 0; th < tiles_h; th++)
-    for (int tw = 0; tw < tiles_w; tw++, dst += stride) {
-      const REAL *src =
-          (const REAL *)patch + ((ptrdiff_t)th * m * cols + tw * m) * FC_LANES;
-      vec t[6][6], d[6], v[6];
-      FC_UNROLL
-      for (int j = 0; j < 6; j++) {
-        FC_UNROLL
-        for (int i = 0; i < 6; i++)
-          d[i] = vec_load(src + (i * cols + j) * FC_LANES);
-        tile_rows(d, v);
-        FC_UNROLL
-        for (int i = 0; i < 6; i++)
-          t[i][j] = v[i];
-      }
-      FC_UNROLL
-      for (int i = 0; i < 6; i++) {
-        tile_rows(t[i], v);
-        FC_UNROLL
-        for (int j = 0; j < 6; j++)
-          vec_store(dst + (i * 6 + j) * plane, v[j]);
-      }
-    }
+    REAL *dst = v_;
+    for (int th = 0; th < tiles_h; th++)
+        for (int tw = 0; tw < tiles_w; tw++, dst += stride) {
+            const REAL *src = (const REAL *)patch + ((ptrdiff_t)th * m * cols + tw * m) * FC_LANES;
+            vec t[6][6], d[6], v[6];
+            FC_UNROLL
+            for (int j = 0; j < 6; j++) {
+                FC_UNROLL
+                for (int i = 0; i < 6; i++) d[i] = vec_load(src + (i * cols + j) * FC_LANES);
+                tile_rows(d, v);
+                FC_UNROLL
+                for (int i = 0; i < 6; i++) t[i][j] = v[i];
+            }
+            FC_UNROLL
+            for (int i = 0; i < 6; i++) {
+                tile_rows(t[i], v);
+                FC_UNROLL
+                for (int j = 0; j < 6; j++) vec_store(dst + (i * 6 + j) * plane, v[j]);
+            }
+        }
 }
 
 /* U = G g G^T of an n x n array of vectors, rows `row` vectors apart: u[point *
  * plane + lane] */
 #define transform_kernel FC_LOCAL(transform_kernel)
-FC_INLINE void transform_kernel(const int n, const vec *g, REAL *u,
-                                ptrdiff_t plane) {
-  vec t[6][5], c[6];
-  FC_UNROLL
-  for (int j = 0; j < n; j++) {
-    vec column[5];
+FC_INLINE void transform_kernel(const int n, const vec *g, REAL *u, ptrdiff_t plane) {
+    vec t[6][5], c[6];
     FC_UNROLL
-    for (int i = 0; i < n; i++)
-      column[i] = g[i * n + j];
-    evaluate(n, column, c);
+    for (int j = 0; j < n; j++) {
+        vec column[5];
+        FC_UNROLL
+        for (int i = 0; i < n; i++) column[i] = g[i * n + j];
+        evaluate(n, column, c);
+        FC_UNROLL
+        for (int i = 0; i < 6; i++) t[i][j] = c[i];
+    }
     FC_UNROLL
-    for (int i = 0; i < 6; i++)
-      t[i][j] = c[i];
-  }
-  FC_UNROLL
-  for (int i = 0; i < 6; i++) {
-    evaluate(n, t[i], c);
-    FC_UNROLL
-    for (int j = 0; j < 6; j++)
-      vec_store(u + (i * 6 + j) * plane, c[j]);
-  }
+    for (int i = 0; i < 6; i++) {
+        evaluate(n, t[i], c);
+        FC_UNROLL
+        for (int j = 0; j < 6; j++) vec_store(u + (i * 6 + j) * plane, c[j]);
+    }
 }
 
 /* Filters r x r of `lanes` rows (`row_stride` apart) and `count` channels
  * (`channel_stride` apart), turned by 180 degrees if `flip`: u[point * plane +
  * channel * nr + lane] */
 #define filters FC_LOCAL(filters)
-FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride,
-                       ptrdiff_t channel_stride, int lanes, ptrdiff_t count,
-                       int flip, REAL *u, ptrdiff_t plane) {
-  for (ptrdiff_t k = 0; k < count; k++, w += channel_stride, u += FC_NR) {
-    vec g[(25 + FC_LANES - 1) / FC_LANES * FC_LANES], turned[25];
-    FC_UNROLL
-    for (int e = 0; e < r * r; e += FC_LANES) {
-      const uint32_t bits = bits_range(0, r * r - e);
-      FC_UNROLL
-      for (int l = 0; l < FC_LANES; l++)
-        g[e + l] =
-            l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
-      vec_transpose(g + e);
+FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
+                       ptrdiff_t count, int flip, REAL *u, ptrdiff_t plane) {
+    for (ptrdiff_t k = 0; k < count; k++, w += channel_stride, u += FC_NR) {
+        vec g[(25 + FC_LANES - 1) / FC_LANES * FC_LANES], turned[25];
+        FC_UNROLL
+        for (int e = 0; e < r * r; e += FC_LANES) {
+            const uint32_t bits = bits_range(0, r * r - e);
+            FC_UNROLL
+            for (int l = 0; l < FC_LANES; l++)
+                g[e + l] = l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
+            vec_transpose(g + e);
+        }
+        FC_UNROLL
+        for (int e = 0; e < r * r; e++) turned[e] = flip ? g[r * r - 1 - e] : g[e];
+        transform_kernel(r, turned, u, plane);
     }
-    FC_UNROLL
-    for (int e = 0; e < r * r; e++)
-      turned[e] = flip ? g[r * r - 1 - e] : g[e];
-    transform_kernel(r, turned, u, plane);
-  }
 }
 
-static void FC_KERNEL(winograd_filters)(int r, const void *w,
-                                        ptrdiff_t row_stride,
-                                        ptrdiff_t channel_stride, int lanes,
-                                        ptrdiff_t count, int flip, void *u,
-                                        ptrdiff_t plane) {
-  if (r == 3)
-    filters(3, w, row_stride, channel_stride, lanes, count, flip, u, plane);
-  else
-    filters(5, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+static void FC_KERNEL(winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
+                                        ptrdiff_t count, int flip, void *u, ptrdiff_t plane) {
+    if (r == 3)
+        filters(3, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+    else
+        filters(5, w, row_stride, channel_stride, lanes, count, flip, u, plane);
 }
 
 /* The output gradient in the place of a filter: U of the m x m tiles of a
  * patch, u[point * plane + tile * stride + lane] */
 #define gradient_tiles FC_LOCAL(gradient_tiles)
-FC_INLINE void gradient_tiles(const int m, const REAL *patch, int cols,
-                              int tiles_h, int tiles_w, REAL *u,
+FC_INLINE void gradient_tiles(const int m, const REAL *patch, int cols, int tiles_h, int tiles_w, REAL *u,
                               ptrdiff_t plane, ptrdiff_t stride) {
-  for (int th = 0; th < tiles_h; th++)
-    for (int tw = 0; tw < tiles_w; tw++, u += stride) {
-      vec g[16];
-      FC_UNROLL
-      for (int i = 0; i < m; i++) {
-        FC_UNROLL
-        for (int j = 0; j < m; j++)
-          g[i * m + j] = vec_load(
-              patch + ((ptrdiff_t)(th * m + i) * cols + tw * m + j) * FC_LANES);
-      }
-      transform_kernel(m, g, u, plane);
-    }
+    for (int th = 0; th < tiles_h; th++)
+        for (int tw = 0; tw < tiles_w; tw++, u += stride) {
+            vec g[16];
+            FC_UNROLL
+            for (int i = 0; i < m; i++) {
+                FC_UNROLL
+                for (int j = 0; j < m; j++)
+                    g[i * m + j] = vec_load(patch + ((ptrdiff_t)(th * m + i) * cols + tw * m + j) * FC_LANES);
+            }
+            transform_kernel(m, g, u, plane);
+        }
 }
 
-static void FC_KERNEL(winograd_gradient)(const void *patch, int cols,
-                                         int tiles_h, int tiles_w, int m,
-                                         void *u, ptrdiff_t plane,
-                                         ptrdiff_t stride) {
-  if (m == 4)
-    gradient_tiles(4, patch, cols, tiles_h, tiles_w, u, plane, stride);
-  else
-    gradient_tiles(2, patch, cols, tiles_h, tiles_w, u, plane, stride);
+static void FC_KERNEL(winograd_gradient)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *u,
+                                         ptrdiff_t plane, ptrdiff_t stride) {
+    if (m == 4)
+        gradient_tiles(4, patch, cols, tiles_h, tiles_w, u, plane, stride);
+    else
+        gradient_tiles(2, patch, cols, tiles_h, tiles_w, u, plane, stride);
 }
 
 /* y = A^T M A, n x n vectors; returns 0 * their sum, which is not zero where
  * one is not finite */
 #define transform_output FC_LOCAL(transform_output)
-FC_INLINE vec transform_output(const int n, const REAL *m, ptrdiff_t plane,
-                               vec *y) {
-  vec t[5][6], c[5], check = {0};
-  FC_UNROLL
-  for (int j = 0; j < 6; j++) {
-    vec column[6];
+FC_INLINE vec transform_output(const int n, const REAL *m, ptrdiff_t plane, vec *y) {
+    vec t[5][6], c[5], check = {0};
     FC_UNROLL
-    for (int i = 0; i < 6; i++)
-      column[i] = vec_load(m + (i * 6 + j) * plane);
-    interpolate(n, column, c);
+    for (int j = 0; j < 6; j++) {
+        vec column[6];
+        FC_UNROLL
+        for (int i = 0; i < 6; i++) column[i] = vec_load(m + (i * 6 + j) * plane);
+        interpolate(n, column, c);
+        FC_UNROLL
+        for (int i = 0; i < n; i++) t[i][j] = c[i];
+    }
     FC_UNROLL
-    for (int i = 0; i < n; i++)
-      t[i][j] = c[i];
-  }
-  FC_UNROLL
-  for (int i = 0; i < n; i++) {
-    interpolate(n, t[i], y + i * n);
-    FC_UNROLL
-    for (int j = 0; j < n; j++)
-      check += y[i * n + j] * 0;
-  }
-  return check;
+    for (int i = 0; i < n; i++) {
+        interpolate(n, t[i], y + i * n);
+        FC_UNROLL
+        for (int j = 0; j < n; j++) check += y[i * n + j] * 0;
+    }
+    return check;
 }
 
 #define all_finite FC_LOCAL(all_finite)
 FC_INLINE int all_finite(vec check) {
-  int finite = 1;
-  FC_UNROLL
-  for (int l = 0; l < FC_LANES; l++)
-    finite &= check[l] == 0;
-  return finite;
+    int finite = 1;
+    FC_UNROLL
+    for (int l = 0; l < FC_LANES; l++) finite &= check[l] == 0;
+    return finite;
 }
 
 #define output_tiles FC_LOCAL(output_tiles)
-FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane,
-                           ptrdiff_t stride, int tiles_h, int tiles_w, vec bias,
-                           REAL *patch) {
-  const ptrdiff_t cols = (ptrdiff_t)tiles_w * m;
-  vec check = {0};
-  for (int th = 0; th < tiles_h; th++)
-    for (int tw = 0; tw < tiles_w; tw++, p += stride) {
-      vec y[16];
-      check += transform_output(m, p, plane, y);
-      FC_UNROLL
-      for (int i = 0; i < m; i++) {
-        FC_UNROLL
-        for (int j = 0; j < m; j++)
-          vec_store(patch + ((th * m + i) * cols + tw * m + j) * FC_LANES,
-                    y[i * m + j] + bias);
-      }
-    }
-  return all_finite(check);
+FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
+                           vec bias, REAL *patch) {
+    const ptrdiff_t cols = (ptrdiff_t)tiles_w * m;
+    vec check = {0};
+    for (int th = 0; th < tiles_h; th++)
+        for (int tw = 0; tw < tiles_w; tw++, p += stride) {
+            vec y[16];
+            check += transform_output(m, p, plane, y);
+            FC_UNROLL
+            for (int i = 0; i < m; i++) {
+                FC_UNROLL
+                for (int j = 0; j < m; j++)
+                    vec_store(patch + ((th * m + i) * cols + tw * m + j) * FC_LANES, y[i * m + j] + bias);
+            }
+        }
+    return all_finite(check);
 }
 
 /* The tiles of a patch from their 36 products, with the bias of `lanes`
  * channels (or NULL): patch [tiles_h * m][tiles_w * m] [lanes].  Returns
  * whether all are finite. */
-static int FC_KERNEL(winograd_output)(int m, const void *products,
-                                      ptrdiff_t plane, ptrdiff_t stride,
-                                      int tiles_h, int tiles_w,
-                                      const void *bias, int lanes,
-                                      void *patch) {
-  const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
-  return m == 4 ? output_tiles(4, products, plane, stride, tiles_h, tiles_w, b,
-                               patch)
-                : output_tiles(2, products, plane, stride, tiles_h, tiles_w, b,
-                               patch);
+static int FC_KERNEL(winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h,
+                                      int tiles_w, const void *bias, int lanes, void *patch) {
+    const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
+    return m == 4 ? output_tiles(4, products, plane, stride, tiles_h, tiles_w, b, patch)
+                  : output_tiles(2, products, plane, stride, tiles_h, tiles_w, b, patch);
 }
 
 #define gradient_filters FC_LOCAL(gradient_filters)
-FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane,
-                               ptrdiff_t stride, ptrdiff_t count, int lanes,
-                               REAL *w, ptrdiff_t row_stride) {
-  vec check = {0};
-  for (ptrdiff_t k = 0; k < count; k++, p += stride, w += r * r) {
-    vec y[(25 + FC_LANES - 1) / FC_LANES * FC_LANES];
-    FC_UNROLL
-    for (int e = r * r; e < (25 + FC_LANES - 1) / FC_LANES * FC_LANES; e++)
-      y[e] = (vec){0};
-    check += transform_output(r, p, plane, y);
-    FC_UNROLL
-    for (int e = 0; e < r * r; e += FC_LANES) {
-      const uint32_t bits = bits_range(0, r * r - e);
-      vec_transpose(y + e);
-      FC_UNROLL
-      for (int l = 0; l < FC_LANES; l++)
-        if (l < lanes)
-          vec_store_bits(w + l * row_stride + e, y[e + l], bits);
+FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
+                               int lanes, REAL *w, ptrdiff_t row_stride) {
+    vec check = {0};
+    for (ptrdiff_t k = 0; k < count; k++, p += stride, w += r * r) {
+        vec y[(25 + FC_LANES - 1) / FC_LANES * FC_LANES];
+        FC_UNROLL
+        for (int e = r * r; e < (25 + FC_LANES - 1) / FC_LANES * FC_LANES; e++) y[e] = (vec){0};
+        check += transform_output(r, p, plane, y);
+        FC_UNROLL
+        for (int e = 0; e < r * r; e += FC_LANES) {
+            const uint32_t bits = bits_range(0, r * r - e);
+            vec_transpose(y + e);
+            FC_UNROLL
+            for (int l = 0; l < FC_LANES; l++)
+                if (l < lanes) vec_store_bits(w + l * row_stride + e, y[e + l], bits);
+        }
     }
-  }
-  return all_finite(check);
+    return all_finite(check);
 }
 
 /* Weight gradients r x r of `lanes` output channels and `count` input channels
  * from their 36 sums.  Returns whether all are finite. */
-static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane,
-                                       ptrdiff_t stride, ptrdiff_t count,
-                                       int lanes, void *w,
-                                       ptrdiff_t row_stride) {
-  return r == 3 ? gradient_filters(3, sums, plane, stride, count, lanes, w,
-                                   row_stride)
-                : gradient_filters(5, sums, plane, stride, count, lanes, w,
-                                   row_stride);
+static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
+                                       int lanes, void *w, ptrdiff_t row_stride) {
+    return r == 3 ? gradient_filters(3, sums, plane, stride, count, lanes, w, row_stride)
+                  : gradient_filters(5, sums, plane, stride, count, lanes, w, row_stride);
 }
