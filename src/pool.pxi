@@ -81,15 +81,24 @@ cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: task_rows output rows, counted over all planes."""
     cdef PoolJob *j = <PoolJob *>job_
     cdef fc_pool_row row = j.row
-    cdef ptrdiff_t r
+    cdef ptrdiff_t r = task * j.task_rows, plane = r // j.rows, at = r % j.rows
     row.line = scratch
-    for r in range(task * j.task_rows, min((task + 1) * j.task_rows, j.planes * j.rows)):
-        pool_row(j, r % j.rows, &row)
-        row.x = j.x + r // j.rows * j.in_plane * j.es
+    row.x = j.x + plane * j.in_plane * j.es
+    pool_row(j, at, &row)
+    for r in range(r, min(r + j.task_rows, j.planes * j.rows)):
         if j.maximum:
             j.k.max_pool_row(&row, j.y + r * j.out_w * j.es, NULL if j.index == NULL else j.index + r * j.out_w)
         else:
             j.k.avg_pool_row(&row, j.y + r * j.out_w * j.es)
+        at += 1
+        row.start[1] += j.stride[1]
+        if j.rows != j.out_h and at % j.out_h == 0:
+            row.start[0] += j.stride[0]
+            row.start[1] = -j.pad[1]
+        if at == j.rows:
+            at = 0
+            row.x = <const char *>row.x + j.in_plane * j.es
+            pool_row(j, 0, &row)
 
 
 cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real[:, :, :, ::1] y, int64_t[:, :, :,

@@ -20,10 +20,6 @@ typedef struct {
 
 #define FC_MAX_CHUNKS (FC_NR + FC_VECTORS + 1)
 
-/* ceil(a / b), floor semantics for negative a, b > 0 */
-#define ceil_div FC_LOCAL(ceil_div)
-FC_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
-
 #define find_chunks FC_LOCAL(find_chunks)
 static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const int32_t *tap, chunk_t *chunk) {
     const ptrdiff_t step = s->step[2];

@@ -41,9 +41,12 @@ FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first, ptrdif
 FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first, ptrdiff_t *last) {
     const ptrdiff_t dilation = p->dilation[2], w = o * p->step - p->before;
     const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+    *first = 0;
+    *last = p->kernel[2];
+    if (w >= 0 && w + (left - 1) * p->step + (p->kernel[2] - 1) * dilation < p->in[2]) return;
     const ptrdiff_t lo = ceil_div(-w - (left - 1) * p->step, dilation), hi = ceil_div(p->in[2] - w, dilation);
-    *first = lo > 0 ? lo : 0;
-    *last = hi < p->kernel[2] ? hi : p->kernel[2];
+    if (lo > 0) *first = lo;
+    if (hi < p->kernel[2]) *last = hi;
 }
 
 /* Lanes p[lane * step], at least the first `left` of them */
@@ -82,6 +85,7 @@ FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int in
     clip_taps(p, 1, &h0, &h1);
     REAL *line = line_values(p);
     INTEGER *where = indexed ? line_rows(p) : NULL;
+    const REAL *end = (const REAL *)p->x + p->in[0] * p->in[1] * p->in[2];
     const vec empty = maximum ? vec_splat(-FC_INFINITY) : (vec){0};
     for (ptrdiff_t i = p->skip - p->before; i < 0; i++) {
         line[i] = empty[0];
@@ -95,7 +99,9 @@ FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int in
             for (ptrdiff_t kh = h0; kh < h1; kh++) {
                 const ptrdiff_t above = (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
                 const ptrdiff_t first = (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
-                const vec v = vec_load_bits((const REAL *)p->x + first + above + i, bits);
+                const REAL *src = (const REAL *)p->x + first + above + i;
+                /* what is read behind the row is overwritten below */
+                const vec v = src + FC_LANES <= end ? vec_load(src) : vec_load_bits(src, bits);
                 if (!maximum)
                     best += v;
                 else if (indexed) { /* a column of -inf has its first row */

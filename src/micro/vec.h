@@ -35,6 +35,13 @@ FC_INLINE vec vec_splat(REAL x) { return x - (vec){0}; }
 #define vec_select FC_LOCAL(vec_select)
 FC_INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
+/* ceil(a / b) for any a and b > 0; a division takes longer than a row of vectors, and b is nearly always 1 */
+#define ceil_div FC_LOCAL(ceil_div)
+FC_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) {
+    if (b == 1) return a;
+    return a > 0 ? (a + b - 1) / b : -(-a / b);
+}
+
 /* Bit i of a lane mask says whether lane i takes part; a masked-out lane reads
  * as zero and touches no memory. */
 #define bits_range FC_LOCAL(bits_range)
