@@ -23,7 +23,7 @@ from functools import lru_cache
 from . import _kernels
 from .geometry import ConvGeometry
 
-__all__ = ["PASSES", "Pass", "conv_passes", "conv_plan"]
+__all__ = ["PASSES", "Explanation", "Pass", "conv_passes", "conv_plan"]
 
 PASSES = ("output", "input_gradient", "weight_gradient")
 
@@ -40,6 +40,17 @@ PACK, COPY = 3.0, 4.0
 FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER = 200.0, 180.0, 250.0
+
+
+_GEMM, _DIRECT = ("kc", "panels", "rows"), ("rows",)
+_WINOGRAD = ("r", "tiles high", "tiles wide", "patches a block", "patches a task")
+BLOCKING = {  # what the numbers of a blocking are
+    ("output", "gemm"): _GEMM,
+    ("input_gradient", "gemm"): _GEMM,
+    ("weight_gradient", "gemm"): ("input channels", "output channels", "pixels", "shares"),
+    **{(name, "direct"): _DIRECT for name in PASSES},
+    **{(name, "winograd"): _WINOGRAD for name in PASSES},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,20 @@ class Pass:
     blocking: tuple[int, ...]
     cost: float
     costs: dict[str, float] = field(compare=False)
+
+
+class Explanation(dict[str, Pass]):
+    """The passes of a convolution by name; prints as a table."""
+
+    def __str__(self) -> str:
+        lines = []
+        for name, p in self.items():
+            rest = ", ".join(f"{other} {cost:.2e}" for other, cost in sorted(p.costs.items()) if other != p.algorithm)
+            blocking = ", ".join(f"{k} {v}" for k, v in zip(BLOCKING[name, p.algorithm], p.blocking, strict=True))
+            lines.append(
+                f"{name:<16} {p.algorithm:<9} {p.cost:.2e} cycles   {blocking}{'   not ' + rest if rest else ''}"
+            )
+        return "\n".join(lines)
 
 
 def _split(total: int, most: int, multiple: int) -> int:

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _kernels, algorithms, geometry, runtime
 
@@ -37,6 +37,7 @@ __all__ = [
     "conv2d_backward",
     "conv3d",
     "conv3d_backward",
+    "explain",
     "linear",
     "linear_backward",
     "max_pool1d",
@@ -201,6 +202,61 @@ def _view(n: int, c: int, size: tuple[int, int, int]) -> tuple[int, int, int, in
 # --- Convolution -----------------------------------------------------------------------------------------------------
 
 
+def explain(
+    op: str,
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    dtype: DTypeLike = np.float32,
+    algorithm: str = "auto",
+) -> algorithms.Explanation:
+    """Tell how a convolution of these shapes is computed: each pass's algorithm, blocking and predicted cost.
+
+    Parameters
+    ----------
+    op : "conv1d", "conv2d" or "conv3d"
+        The operator; its backward passes are explained too.
+    x_shape, weight_shape : tuple of int
+        ``(n, ic, *in_size)`` and ``(oc, ic // groups, *kernel)``.
+    stride, padding, dilation, groups, algorithm
+        Options of the operator.
+    dtype : float32 or float64
+        Type of the arrays.
+
+    Returns
+    -------
+    Explanation
+        A mapping from "output", "input_gradient" and "weight_gradient" to `algorithm`, `blocking`, `cost` and the
+        `costs` of all algorithms that serve, in cycles of one core. It prints as a table.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the operator.
+
+    Examples
+    --------
+    >>> from fastconv import explain
+    >>> explain("conv2d", (8, 128, 28, 28), (128, 128, 3, 3), padding=1)["output"].algorithm
+    'winograd'
+    """
+    ndim = geometry.convolution_rank("explain", op)
+    dtype = np.dtype(dtype)
+    geometry.check_dtype("explain", "dtype", dtype)
+    geometry.check_algorithm("explain", algorithm)
+    options = _plain_options(
+        "explain", ("stride", "padding", "dilation", "groups"), (stride, padding, dilation, groups)
+    )
+    g = geometry.conv_geometry("explain", ndim, tuple(x_shape), tuple(weight_shape), *options)
+    geometry.check_algorithm_serves("explain", algorithm, g)
+    tile = algorithms.register_tile(dtype.char, runtime.current_isa())
+    return algorithms.Explanation(algorithms.conv_passes(g, algorithm, tile))
+
+
 class _ConvCall(NamedTuple):
     """What a convolution of given shapes, type and options does, and its arrays' shapes."""
 
@@ -286,9 +342,9 @@ def _conv(
     out : ndarray, optional
         Receives the result.
     algorithm : "auto", "gemm", "direct" or "winograd"
-        "gemm" sums the products themselves, and so does "direct", for few channels; "winograd" needs a 3x3 or 5x5 kernel,
-        stride 1 and dilation 1, and rounds a little more. "auto" is the cheapest by prediction; of float64 it asks
-        no Winograd.
+        "gemm" sums the products themselves, and so does "direct", for few channels; "winograd" needs a 3x3 or 5x5
+        kernel, stride 1 and dilation 1, and rounds a little more. "auto" is the cheapest by prediction, and never
+        Winograd in float64.
 
     Returns
     -------
@@ -307,8 +363,9 @@ def _conv(
     "gemm" is a packed implicit matrix product: windows are gathered into cache-sized panels, padding, stride and
     dilation included; the matrix of all windows never exists in memory. "direct" reads padded rows in place.
     "winograd" is F(4x4, 3x3) or F(2x2, 5x5), whose rms error is about three times that of the sum of products; where
-    a result of it is not finite, the call is computed by "gemm", so that NaN and Inf stay in their windows. The result is the same for any number of threads, bit by bit. Padding
-    is a zero that is multiplied: with an infinite weight it gives NaN.
+    a result of it is not finite, the call is computed by "gemm", so that NaN and Inf stay in their windows. The result
+    is the same for any number of threads, bit by bit. Padding is a zero that is multiplied: with an infinite weight it
+    gives NaN. Denormals count as zeros.
 
     References
     ----------

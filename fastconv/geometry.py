@@ -308,6 +308,14 @@ def check_algorithm(function: str, algorithm: Any) -> None:
         _value_error(function, f"algorithm must be one of {', '.join(map(repr, ALGORITHMS))}", repr(algorithm))
 
 
+def convolution_rank(function: str, op: Any) -> int:
+    """Return the number of spatial dimensions of the convolution that `op` names."""
+    ranks = {f"conv{ndim}d": ndim for ndim in (1, 2, 3)}
+    if op not in ranks:
+        _value_error(function, f"op must be one of {', '.join(map(repr, ranks))}", repr(op))
+    return ranks[op]
+
+
 def check_algorithm_serves(function: str, algorithm: str, g: ConvGeometry) -> None:
     """Check that an algorithm that was asked for can compute a convolution."""
     if algorithm not in ("auto", *g.algorithms):

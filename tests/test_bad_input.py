@@ -287,6 +287,12 @@ BAD = [
         ValueError,
         "algorithm must be one of 'auto', 'gemm', 'direct', 'winograd', got 'fft'",
     ),
+    (
+        "conv2d",
+        {"algorithm": "winograd", "stride": 2},
+        ValueError,
+        "algorithm must be one of 'gemm', 'direct' here, got 'winograd'",
+    ),
     ("conv2d_backward", {"algorithm": ["gemm"]}, TypeError, "algorithm must be a string, got ['gemm']"),
     # Indices
     (

@@ -151,6 +151,29 @@ FEW = [
     if case.reason in ("K one past a slice, and odd", "stride 2, padded, odd size", "groups 2", "3-D")
 ]
 
+# Winograd's tiles are 6 x 6 and give 4 x 4 or 2 x 2 outputs; patches are up to 16 tiles wide.
+WINOGRAD = [
+    Case("Winograd: whole tiles", (2, 16, 8, 12), (16, 16, 3, 3), {"padding": 1}),
+    Case("Winograd: tiles across every border", (2, 5, 13, 17), (3, 5, 3, 3)),
+    Case("Winograd: one pixel", (1, 3, 3, 3), (4, 3, 3, 3)),
+    Case("Winograd: a row of several patches", (1, 2, 6, 75), (3, 2, 3, 3), {"padding": 1}),
+    Case("Winograd: a panel and a bit of channels", (1, 50, 9, 9), (51, 50, 3, 3), {"padding": 1}),
+    Case("Winograd: blocks of patches", (9, 37, 21, 22), (20, 37, 3, 3), {"padding": 1}),
+    Case("Winograd: 5x5", (2, 17, 9, 11), (19, 17, 5, 5), {"padding": 2}),
+    Case("Winograd: 5x5, groups", (1, 6, 8, 7), (4, 3, 5, 5), {"groups": 2}),
+    Case("Winograd: padding larger than the kernel", (1, 3, 5, 4), (4, 3, 3, 3), {"padding": ((0, 5), (4, 1))}),
+]
+
+
+def serves(algorithm, case):
+    x = case.x if len(case.x) == len(case.weight) else (1, *case.x)
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | case.options
+    g = fastconv.geometry.conv_geometry(case.name, len(case.weight) - 2, x, case.weight, *options.values())
+    return algorithm in g.algorithms
+
+
+FORCED = [(case, a) for case in CASES + WINOGRAD for a in ("direct", "winograd") if serves(a, case)]
+
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.reason)
 a_few_cases = pytest.mark.parametrize("case", FEW, ids=lambda case: case.reason)
 
@@ -159,7 +182,7 @@ def generator(case):
     return np.random.default_rng(zlib.crc32(case.reason.encode()))
 
 
-def check_output(case, x, weight, bias, actual, activation=None, residual=None):
+def check_output(case, x, weight, bias, actual, activation=None, residual=None, algorithm="gemm"):
     expected = case.reference(
         x, weight, bias, activation=activation, residual=residual, dtype=np.float64, **case.options
     )
@@ -167,16 +190,16 @@ def check_output(case, x, weight, bias, actual, activation=None, residual=None):
     rest = None if residual is None else np.abs(residual)
     magnitude = case.reference(*magnitudes, residual=rest, dtype=np.float64, **case.options)
     terms = case.terms(expected)[0] + (bias is not None) + (residual is not None)
-    limit = activation_bound(activation, x.dtype, expected, bound("gemm", x.dtype, terms, magnitude))
+    limit = activation_bound(activation, x.dtype, expected, bound(algorithm, x.dtype, terms, magnitude))
     assert_close(actual, expected, limit, x.dtype, "output")
 
 
-def check_gradients(case, grad_output, x, weight, actual):
+def check_gradients(case, grad_output, x, weight, actual, algorithm="gemm"):
     expected = case.reference_backward(grad_output, x, weight, dtype=np.float64, **case.options)
     magnitudes = case.reference_backward(*map(np.abs, (grad_output, x, weight)), dtype=np.float64, **case.options)
     terms = case.terms(grad_output)[1]
     for name, a, e, k, magnitude in zip(GRADIENTS, actual, expected, terms, magnitudes, strict=True):
-        assert_close(a, e, bound("gemm", x.dtype, k, magnitude), x.dtype, name)
+        assert_close(a, e, bound(algorithm, x.dtype, k, magnitude), x.dtype, name)
 
 
 # --- Against the oracle ----------------------------------------------------------------------------------------------
@@ -278,6 +301,38 @@ def test_any_convolution(case, isa, char):
     with fastconv.isa(isa):
         check_output(case, x, weight, bias, case.forward(x, weight, bias, **case.options))
         check_gradients(case, g, x, weight, case.backward(g, x, weight, **case.options))
+
+
+@pytest.mark.parametrize(("case", "algorithm"), FORCED, ids=lambda value: getattr(value, "reason", value))
+def test_forced_algorithm(case, algorithm, isa, dtype):
+    x, weight, bias, g = case.arrays(dtype, generator(case).standard_normal)
+    y = case.forward(x, weight, bias, **case.options, activation="relu", residual=g, algorithm=algorithm)
+    check_output(case, x, weight, bias, y, "relu", g, algorithm=algorithm)
+    actual = case.backward(g, x, weight, **case.options, algorithm=algorithm)
+    check_gradients(case, g, x, weight, actual, algorithm=algorithm)
+
+
+@pytest.mark.parametrize(("case", "algorithm"), FORCED, ids=lambda value: getattr(value, "reason", value))
+def test_nan_and_inf_stay_in_their_windows_by_any_algorithm(case, algorithm, isa, dtype):
+    rng = generator(case)
+    x, weight, bias, g = case.arrays(dtype, rng.standard_normal)
+    spoilt_x, spoilt_g = spoilt(x, rng), spoilt(g, rng)
+    y = case.forward(spoilt_x, weight, bias, **case.options, algorithm=algorithm)
+    check_output(case, spoilt_x, weight, bias, y, algorithm=algorithm)
+    actual = case.backward(g, spoilt_x, weight, **case.options, algorithm=algorithm)
+    check_gradients(case, g, spoilt_x, weight, actual, algorithm=algorithm)
+    actual = case.backward(spoilt_g, x, weight, **case.options, algorithm=algorithm)
+    check_gradients(case, spoilt_g, x, weight, actual, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["gemm", "direct", "winograd"])
+def test_denormals_are_flushed_in_convolutions_alone(algorithm, isa):
+    tiny = np.full((1, 2, 8, 8), 1e-40, np.float32)
+    y = fastconv.conv2d(tiny, np.full((3, 2, 3, 3), 1e3, np.float32), padding=1, algorithm=algorithm)
+    np.testing.assert_array_less(np.abs(y), 1e-35)
+    assert np.float32(1e-40) * np.float32(0.5) != 0  # the processor's mode is what it was
+    np.testing.assert_array_equal(fastconv.max_pool2d(tiny, 2), tiny[:, :, ::2, ::2])
+    np.testing.assert_array_equal(fastconv.relu(tiny), tiny)
 
 
 # --- Without the oracle ----------------------------------------------------------------------------------------------
