@@ -25,6 +25,7 @@ GEMM.
 
 cdef enum:
     POINTS = 36
+    MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
 
 cdef struct WinogradJob:
@@ -46,12 +47,13 @@ cdef struct WinogradJob:
     int activation
     double slope
     bint accumulate
+    bint fused  # filters (or sums) of a task are transformed in its scratch: each is used once
     int finite
     char *u
     char *v
     char *d
     ptrdiff_t u_plane, v_plane, v_stride, d_plane, m_plane, u_stride  # in elements
-    size_t patch_size  # part of a thread's scratch, in bytes
+    size_t patch_size, m_size  # parts of a thread's scratch, in bytes
 
 
 cdef inline ptrdiff_t odd_lines(ptrdiff_t elements, size_t es) noexcept nogil:
@@ -64,7 +66,7 @@ cdef inline ptrdiff_t patch_tiles(const WinogradJob *j) noexcept nogil:
 
 
 cdef inline ptrdiff_t whole_lanes(const WinogradJob *j, ptrdiff_t n) noexcept nogil:
-    """Channels up to the end of a vector: those behind the last are zeros, and are computed so that none is undefined."""
+    """Channels up to the end of a vector: those behind the last are zeros, computed so that none is undefined."""
     return ceil_div(n, j.k.lanes) * j.k.lanes
 
 
@@ -101,6 +103,21 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
                            j.v + (patch * patch_tiles(j) * j.v_stride + c) * j.es, j.v_plane, j.v_stride)
 
 
+cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptrdiff_t channels, ptrdiff_t tiles,
+                         ptrdiff_t cols, bint accumulate, char *products) noexcept nogil:
+    """M[p] (+)= V[p] * U[p] for all points, a panel of U over some channels."""
+    cdef kernels_t k = j.k
+    cdef ptrdiff_t p, i, zero = 0
+    cdef ptrdiff_t[16] row
+    for i in range(16):
+        row[i] = i * j.v_stride
+    for p in range(POINTS):
+        for i from 0 <= i < tiles by k.mr:
+            k.gemm_rows(1, &zero, channels, v + (p * j.v_plane + i * j.v_stride) * j.es, row, 1,
+                        u + p * j.u_plane * j.es, products + (p * j.m_plane + i * k.nr) * j.es, k.nr,
+                        <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, accumulate)
+
+
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: the outputs of task_patches patches of the block and a panel of nr rows."""
     cdef WinogradJob *j = <WinogradJob *>job_
@@ -108,20 +125,23 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef size_t es = j.es
     cdef ptrdiff_t blocks = ceil_div(j.count, j.w.task_patches), nr = k.nr, plane = j.out_h * j.out_w
     cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
-    cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, whole_lanes(j, j.rows - row0)), tiles = (patch1 - patch0) * patch_tiles(j)
-    cdef ptrdiff_t p, i, col, n, h, w, at, patch, zero = 0
-    cdef ptrdiff_t[16] row
+    cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, whole_lanes(j, j.rows - row0))
+    cdef ptrdiff_t tiles = (patch1 - patch0) * patch_tiles(j)
+    cdef ptrdiff_t c, i, col, n, h, w, at, patch
     cdef int lanes, height, width
     cdef char *products = scratch + j.patch_size
     cdef const char *v = j.v + patch0 * patch_tiles(j) * j.v_stride * es
+    cdef char *u = products + j.m_size
     cdef char *y
-    for i in range(16):
-        row[i] = i * j.v_stride
-    for p in range(POINTS):
-        for i from 0 <= i < tiles by k.mr:
-            k.gemm_rows(1, &zero, j.channels, v + (p * j.v_plane + i * j.v_stride) * es, row, 1,
-                        j.u + (p * j.u_plane + row0 * j.channels) * es, products + (p * j.m_plane + i * nr) * es, nr,
-                        <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, 0)
+    if j.fused:
+        for c from 0 <= c < j.channels by j.chunk:
+            for col from 0 <= col < cols by k.lanes:
+                k.winograd_filters(<int>j.w.r, j.weight + ((row0 + col) * j.row_stride + c * j.channel_stride) * es,
+                                   j.row_stride, j.channel_stride, <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
+                                   min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
+            multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), tiles, cols, c > 0, products)
+    else:
+        multiply_tiles(j, v, j.u + row0 * j.channels * es, j.channels, tiles, cols, False, products)
     for patch in range(patch0, patch1):
         patch_position(j, j.patch0 + patch, &n, &h, &w)
         height, width = <int>min(j.w.tiles_h * j.m, j.out_h - h), <int>min(j.w.tiles_w * j.m, j.out_w - w)
@@ -162,10 +182,15 @@ cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights) except -1:
     panels = ceil_div(j.rows, j.k.nr)
     tiles = min(j.w.task_patches, j.w.block_patches) * patch_tiles(j)
     chunks = ceil_div(j.channels, j.chunk)
-    j.u_plane = odd_lines(panels * j.channels * j.k.nr, j.es)
+    j.fused = j.patches <= min(j.w.task_patches, j.w.block_patches)
+    j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused else panels * j.channels) * j.k.nr, j.es)
     j.m_plane = odd_lines(tiles * j.k.nr, j.es)
+    j.m_size = aligned(POINTS * j.m_plane * j.es)
     cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)
-    cdef size_t scratch = j.patch_size + aligned(POINTS * j.m_plane * j.es)
+    cdef size_t scratch = j.patch_size + j.m_size
+    if j.fused:
+        scratch += u
+        u = 0
     cdef Arena arena = lease(u + v + threads * scratch)
     cdef const char *weight = j.weight
     cdef const char *bias = j.bias
@@ -176,7 +201,8 @@ cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights) except -1:
             j.group = g
             j.weight = weight + g * group_weights * j.es
             j.bias = NULL if bias == NULL else bias + g * j.rows * j.es
-            run_flushed(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            if not j.fused:
+                run_flushed(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
             j.patch0 = 0
             while j.patch0 < j.patches and j.finite:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
@@ -241,40 +267,61 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
                               j.d_plane, j.k.nr)
 
 
-cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: dU of one point and a chunk of input channels."""
-    cdef WinogradJob *j = <WinogradJob *>job_
+cdef void multiply_weights(const WinogradJob *j, ptrdiff_t p, ptrdiff_t c0, ptrdiff_t c1, ptrdiff_t panel, char *sums,
+                           ptrdiff_t stride) noexcept nogil:
+    """dU[p][c0 : c1][panel] (+)= V[p]^T D[p] over the tiles of the block."""
     cdef kernels_t k = j.k
-    cdef ptrdiff_t chunks = ceil_div(j.channels,
-                                     j.chunk), p = task // chunks, c0 = task % chunks * j.chunk, c, panel, zero = 0
-    cdef ptrdiff_t c1 = min(c0 + j.chunk, j.channels), tiles = j.count * patch_tiles(j)
+    cdef ptrdiff_t c, zero = 0
     cdef ptrdiff_t[16] row
     for c in range(16):
         row[c] = c
-    for panel from 0 <= panel < j.rows by k.nr:
-        for c from c0 <= c < c1 by k.mr:
-            k.gemm_rows(1, &zero, tiles, j.v + (p * j.v_plane + c) * j.es, row, j.v_stride,
-                        j.d + (p * j.d_plane + panel * j.w.block_patches * patch_tiles(j)) * j.es,
-                        j.u + (p * j.u_plane + c * j.u_stride + panel) * j.es, j.u_stride, <int>min(<ptrdiff_t>k.mr,
-                                                                                                    c1 - c),
-                        <int>min(<ptrdiff_t>k.nr, whole_lanes(j, j.rows - panel)), j.accumulate)
+    for c from c0 <= c < c1 by k.mr:
+        k.gemm_rows(1, &zero, j.count * patch_tiles(j), j.v + (p * j.v_plane + c) * j.es, row, j.v_stride,
+                    j.d + (p * j.d_plane + panel * j.w.block_patches * patch_tiles(j)) * j.es,
+                    sums + (c - c0) * stride * j.es, stride, <int>min(<ptrdiff_t>k.mr, c1 - c),
+                    <int>min(<ptrdiff_t>k.nr, whole_lanes(j, j.rows - panel)), j.accumulate)
+
+
+cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: dU of one point and a chunk of input channels."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), p = task // chunks, c0 = task % chunks * j.chunk, panel
+    for panel from 0 <= panel < j.rows by j.k.nr:
+        multiply_weights(j, p, c0, min(c0 + j.chunk, j.channels), panel,
+                         j.u + (p * j.u_plane + c0 * j.u_stride + panel) * j.es, j.u_stride)
+
+
+cdef void finish_weights(WinogradJob *j, const char *sums, ptrdiff_t row, ptrdiff_t c0, ptrdiff_t count) noexcept nogil:
+    """dW of one vector of output channels and some input channels."""
+    if not j.k.winograd_weights(<int>j.w.r, sums, j.u_plane, j.u_stride, count,
+                                <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
+                                <char *>j.weight + (row * j.row_stride + c0 * j.channel_stride) * j.es, j.row_stride):
+        j.finite = 0
 
 
 cdef void weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: dW of one vector of output channels and a chunk of input channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row = task // chunks * j.k.lanes
-    if not j.k.winograd_weights(<int>j.w.r, j.u + (c * j.u_stride + row) * j.es, j.u_plane, j.u_stride,
-                                min(j.chunk, j.channels - c), <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
-                                <char *>j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride):
-        j.finite = 0
+    finish_weights(j, j.u + (c * j.u_stride + row) * j.es, row, c, min(j.chunk, j.channels - c))
+
+
+cdef void fused_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: dU, then dW, of a panel of output channels and a chunk of input channels; dU stays in L2."""
+    cdef WinogradJob *j = <WinogradJob *>job_
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, panel = task // chunks * j.k.nr
+    cdef ptrdiff_t count = min(j.chunk, j.channels - c), p, col
+    for p in range(POINTS):
+        multiply_weights(j, p, c, c + count, panel, scratch + p * j.u_plane * j.es, j.u_stride)
+    for col from 0 <= col < min(<ptrdiff_t>j.k.nr, j.rows - panel) by j.k.lanes:
+        finish_weights(j, scratch + col * j.es, panel + col, c, count)
 
 
 cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
                                        real[:, :, :, ::1] grad_weight) except -1:
     cdef WinogradJob j
     cdef int threads = fc_get_threads(), g
-    cdef ptrdiff_t chunks
+    cdef ptrdiff_t chunks, panels
     cdef char *weight = <char *>&grad_weight[0, 0, 0, 0]
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_weight
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
@@ -283,13 +330,14 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
     j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&grad_output[0, 0, 0, 0]
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
     plan_patches(&j)
-    chunks = ceil_div(j.channels, j.chunk)
-    j.u_stride = whole_lanes(&j, j.rows)
-    j.u_plane = odd_lines(j.channels * j.u_stride, j.es)
-    j.d_plane = odd_lines(ceil_div(j.rows, j.k.nr) * j.k.nr * j.w.block_patches * patch_tiles(&j), j.es)
+    chunks, panels = ceil_div(j.channels, j.chunk), ceil_div(j.rows, j.k.nr)
+    j.fused = j.patches <= j.w.block_patches and chunks * panels >= MIN_FUSED
+    j.u_stride = j.k.nr if j.fused else whole_lanes(&j, j.rows)
+    j.u_plane = odd_lines(min(j.chunk, j.channels) * j.k.nr if j.fused else j.channels * j.u_stride, j.es)
+    j.d_plane = odd_lines(panels * j.k.nr * j.w.block_patches * patch_tiles(&j), j.es)
     cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)
-    cdef size_t d = aligned(POINTS * j.d_plane * j.es)
-    cdef Arena arena = lease(u + v + d + threads * j.patch_size)
+    cdef size_t d = aligned(POINTS * j.d_plane * j.es), scratch = max(j.patch_size, u if j.fused else 0)
+    cdef Arena arena = lease(u + v + d + threads * scratch)
     j.u = <char *>arena.memory
     j.v = j.u + u
     j.d = j.v + v
@@ -302,9 +350,13 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
                 j.accumulate = j.patch0 > 0
                 run_flushed(gradient_tiles_task, &j, j.count * (chunks + ceil_div(j.rows, j.chunk)), threads, j.d + d,
-                            j.patch_size)
-                run_flushed(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
+                            scratch)
+                if j.fused:
+                    run_flushed(fused_weights_task, &j, chunks * panels, threads, j.d + d, scratch)
+                else:
+                    run_flushed(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
                 j.patch0 += j.count
-            run_flushed(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            if not j.fused:
+                run_flushed(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
     release(arena)
     return j.finite

@@ -12,7 +12,8 @@ smallest normal number vanish.
 
 import numpy as np
 
-# Winograd's transforms amplify rounding about three times (Barabasz et al., 2018).
+# Winograd's transforms amplify rounding about three times (Barabasz et al., 2018) and mix the 36 pixels of a tile: each
+# product has so many terms more, and its error goes with the largest magnitude of the result, not with its own.
 FACTORS = {"gemm": 1.0, "direct": 1.0, "winograd": 4.0, "sum": 1.0}
 
 # A fused activation scales the error of its argument by its largest slope, and adds this many eps of (1 + |y|) itself.
@@ -23,6 +24,8 @@ OWN_ERRORS = {"leaky_relu": 1, "silu": 4, "hardswish": 2, "sigmoid": 4, "tanh": 
 def bound(algorithm, dtype, terms, magnitude):
     """Return the largest error that a result may have, elementwise."""
     info = np.finfo(dtype)
+    if algorithm == "winograd":
+        magnitude, terms = np.max(magnitude[np.isfinite(magnitude)], initial=0), terms + 36
     return (FACTORS[algorithm] * float(info.eps) + 2**-52) * np.sqrt(terms) * magnitude + terms * float(info.tiny)
 
 

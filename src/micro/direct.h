@@ -87,18 +87,22 @@ static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const 
     }
 }
 
-/* One input row, padded and split into phases: dst[p * pitch + i] = src[i *
- * step + p - before], zero outside [0, size) */
+/* One input row, padded and split into phases: dst[p * pitch + i] = src[i * step + p - before], zero outside [0, size) */
 static void FC_KERNEL(copy_phases)(const void *src_, ptrdiff_t size, ptrdiff_t before, ptrdiff_t step, ptrdiff_t pitch,
                                    void *dst_) {
     REAL *dst = dst_;
     for (ptrdiff_t p = 0; p < step; p++, dst += pitch) {
         const REAL *src = (const REAL *)src_ + p - before;
         const ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
-        for (ptrdiff_t i = 0; i < pitch; i += FC_LANES)
-            vec_store_bits(dst + i,
-                           load_lanes(src + i * step, step, lo > i ? lo - i : 0, hi - i < FC_LANES ? hi - i : FC_LANES),
-                           bits_range(0, pitch - i));
+        for (ptrdiff_t i = 0; i < pitch; i += FC_LANES) {
+            const uint32_t bits = bits_range(0, pitch - i);
+            if (lo <= i && i + FC_LANES < hi) /* so that the vectors read end inside the row */
+                vec_store_bits(dst + i, load_every(src + i * step, step, FC_LANES), bits);
+            else
+                vec_store_bits(
+                    dst + i,
+                    load_lanes(src + i * step, step, lo > i ? lo - i : 0, hi - i < FC_LANES ? hi - i : FC_LANES), bits);
+        }
     }
 }
 

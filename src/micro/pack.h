@@ -34,8 +34,8 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
             chunk_t *c = chunk + nchunks++;
             const ptrdiff_t left = run[r].len - i < FC_LANES ? run[r].len - i : FC_LANES;
             c->dst = run[r].col + i;
-            c->lo = (int32_t)(lo > i ? lo - i : 0);
-            c->hi = (int32_t)(hi - i < left ? hi - i : left);
+            c->lo = (int32_t)(lo <= i ? 0 : lo - i < left ? lo - i : left);
+            c->hi = (int32_t)(hi <= i ? 0 : hi - i < left ? hi - i : left);
             c->src = inside ? run[r].n * s->in_image + (d * s->in[1] + h) * s->in[2] + w + i * step : 0;
             for (int v = 0; v < vectors; v++)
                 c->bits[v] =

@@ -49,18 +49,6 @@ FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first, 
     if (hi < p->kernel[2]) *last = hi;
 }
 
-/* Lanes p[lane * step], at least the first `left` of them */
-#define load_every FC_LOCAL(load_every)
-FC_INLINE vec load_every(const REAL *p, ptrdiff_t step, ptrdiff_t left) {
-    static const uint32_t all[4] = {FC_ALL, FC_ALL, FC_ALL, FC_ALL};
-    if (step == 1) return vec_load(p);
-    if (step == 2) return vec_even(vec_load(p), vec_load(p + FC_LANES));
-    if (step == 4) return vec_load_strided(p, 4, all);
-    vec v = {0};
-    for (int l = 0; l < left; l++) v[l] = p[l * step];
-    return v;
-}
-
 #define load_every_row FC_LOCAL(load_every_row)
 FC_INLINE ivec load_every_row(const INTEGER *p, ptrdiff_t step, ptrdiff_t left) {
     return (ivec)load_every((const REAL *)p, step, left);

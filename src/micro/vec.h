@@ -217,12 +217,24 @@ FC_INLINE vec load_lanes(const REAL *p, ptrdiff_t step, ptrdiff_t lo, ptrdiff_t 
     if (hi <= lo) return v;
     if (step == 1 || step == 2 || step == 4) {
         uint32_t bits[4];
-        FC_UNROLL
-        for (int i = 0; i < 4; i++) bits[i] = bits_range(lo * step - i * FC_LANES, (hi - 1) * step + 1 - i * FC_LANES);
+        for (int i = 0; i < step; i++)
+            bits[i] = bits_range(lo * step - i * FC_LANES, (hi - 1) * step + 1 - i * FC_LANES);
         return step == 1   ? vec_load_strided(p, 1, bits)
                : step == 2 ? vec_load_strided(p, 2, bits)
                            : vec_load_strided(p, 4, bits);
     }
     for (ptrdiff_t l = lo; l < hi; l++) v[l] = p[l * step];
+    return v;
+}
+
+/* Lanes p[lane * step], at least the first `left` of them */
+#define load_every FC_LOCAL(load_every)
+FC_INLINE vec load_every(const REAL *p, ptrdiff_t step, ptrdiff_t left) {
+    static const uint32_t all[4] = {FC_ALL, FC_ALL, FC_ALL, FC_ALL};
+    if (step == 1) return vec_load(p);
+    if (step == 2) return vec_even(vec_load(p), vec_load(p + FC_LANES));
+    if (step == 4) return vec_load_strided(p, 4, all);
+    vec v = {0};
+    for (int l = 0; l < left; l++) v[l] = p[l * step];
     return v;
 }
