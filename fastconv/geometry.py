@@ -238,6 +238,8 @@ def pool_geometry(
     shape = "input_shape" if function.endswith("_backward") else "x.shape"
     if min(size) < 1:
         _value_error(function, f"{shape} must have no spatial dimension of size 0", x_shape)
+    if math.prod(size) > MAX_INT:
+        _value_error(function, f"{shape} must have fewer than 2**31 elements a plane", x_shape)
     check_flag(function, "ceil_mode", ceil_mode)
     kernel = _per_dimension(function, "kernel_size", kernel_size, ndim)
     stride = kernel if stride is None else _per_dimension(function, "stride", stride, ndim)

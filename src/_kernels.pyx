@@ -67,7 +67,7 @@ cdef extern from "micro.h" nogil:
                      const void *) noexcept nogil
         void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,
                           const void *, void *, ptrdiff_t, int, int, int) noexcept nogil
-        void (*pack_weights)(const fc_sweep *, const void *, ptrdiff_t, ptrdiff_t, int, void *) noexcept nogil
+        void (*pack_weights)(const fc_sweep *, const void *, ptrdiff_t, ptrdiff_t, int, int, void *) noexcept nogil
         void (*pack_pixels)(const fc_sweep *, const fc_run *, int, const void *, ptrdiff_t, ptrdiff_t,
                             void *) noexcept nogil
         void (*store_runs)(const fc_sweep *, const fc_run *, int, const void *, int, void *, int) noexcept nogil
@@ -88,7 +88,7 @@ cdef extern from "micro.h" nogil:
         void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
                        void *,
                        ptrdiff_t, ptrdiff_t, const void *) noexcept nogil
-        void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
+        void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
         void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
                            const ptrdiff_t *,
                            void *) noexcept nogil

@@ -43,7 +43,8 @@ cdef void copy_rows(kernels_t k, size_t es, const fc_sweep *s, const RowWindow *
         for i in range((out_rows - 1) * s.step[1] + v.rows + 1):
             h = first + i
             if 0 <= h < s.in_[1]:
-                k.copy_phases(x + (c * s.in_[1] + h) * s.in_[2] * es, s.in_[2], -v.w, s.step[2], v.pitch,
+                k.copy_phases(x + (c * s.in_[1] + h) * s.in_[2] * es, s.in_[2],
+                              (s.in_[1] - h) * s.in_[2], -v.w, s.step[2], v.pitch,
                               rows + (c * v.plane + i * v.row) * es)
             else:
                 memset(rows + (c * v.plane + i * v.row) * es, 0, v.row * es)
@@ -81,9 +82,9 @@ cdef void direct_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef ptrdiff_t i, h, w, slots = 0, t, c, most = 8
     cdef int count
     copy_rows(k, es, s, &v, x, h0, out_rows, rows)
-    for t in range(s.ntaps):
-        for c in range(s.channels):
-            offset[t * s.channels + c] = row_offset(s, &v, t, c)
+    for c in range(s.channels):  # k = (channel, tap): a channel's rows stay in L1 for all taps
+        for t in range(s.ntaps):
+            offset[c * s.ntaps + t] = row_offset(s, &v, t, c)
     for h in range(out_rows):
         for w from 0 <= w < s.out[2] by k.lanes:
             slot[slots].in_ = h * s.step[1] * v.row + w

@@ -223,7 +223,7 @@ cdef void pack_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept 
         s += 1
     g, i = task // panels, task % panels * j.k.mr
     j.k.pack_weights(s, j.weight + (g * j.group_stride + i * j.row_stride) * j.es, j.row_stride, j.channel_stride,
-                     <int>min(<ptrdiff_t>j.k.mr, s.rows - i),
+                     <int>min(<ptrdiff_t>j.k.mr, s.rows - i), j.direct_rows > 0,
                      j.packed + (s.packed + g * packed_size(j.k, s) + i * s.ntaps * s.channels) * j.es)
 
 

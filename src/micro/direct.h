@@ -1,20 +1,15 @@
-/* Direct convolution of few channels: depthwise, small groups, the first layer
- * of a network.
+/* Direct convolution of few channels: depthwise, small groups, the first layer of a network.
  *
- * With few rows a packed panel is read as often as it is written, so pixels are
- * not packed: input rows are copied once, padded and with their `step` column
- * phases side by side, and the micro-kernel reads lane vectors of the copy
+ * With few rows a packed panel is read as often as it is written, so pixels are not packed: input rows are copied
+ * once, padded and with their `step` column phases side by side, and the micro-kernel reads lane vectors of the copy
  * through a table of offsets, one for each k = (tap, channel):
  *
- *     C[row][slot] = sum_k A[k][row] * B[slot + offset[k]]       slot: `lanes`
- * neighbouring pixels of an output row
+ *     C[row][slot] = sum_k A[k][row] * B[slot + offset[k]]       slot: `lanes` neighbouring pixels of an output row
  *
- *     copied row   | phase 0: x0 x2 x4 ... | phase 1: x1 x3 x5 ... |     (step
- * 2: a tap reads one phase, contiguously)
+ *     copied row   | phase 0: x0 x2 x4 ... | phase 1: x1 x3 x5 ... |     (step 2: a tap reads one phase, contiguously)
  */
 
-/* Slots of a tile of `rows` rows: as many accumulators as registers allow
- * beside a broadcast */
+/* Slots of a tile of `rows` rows: as many accumulators as registers allow beside a broadcast */
 #if FC_MR == 8
 #define FC_SLOTS(rows) ((rows) <= 3 ? 8 : 24 / (rows))
 #else
@@ -60,8 +55,7 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
     }
 }
 
-/* C[rows][slots]; seven slots of no length follow the last, to fill the last
- * tile up */
+/* C[rows][slots]; seven slots of no length follow the last, to fill the last tile up */
 static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b,
                               const ptrdiff_t *offset, const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step,
                               const void *bias) {
@@ -87,27 +81,32 @@ static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const 
     }
 }
 
-/* One input row, padded and split into phases: dst[p * pitch + i] = src[i * step + p - before], zero outside [0, size) */
-static void FC_KERNEL(copy_phases)(const void *src_, ptrdiff_t size, ptrdiff_t before, ptrdiff_t step, ptrdiff_t pitch,
-                                   void *dst_) {
+/* One input row, padded and split into phases: dst[p * pitch + i] = src[i * step + p - before], zero outside [0,
+ * size). `readable` elements from src on may be read. What a whole vector spills behind its phase is overwritten by
+ * the zeros and by the phase or row that follows; the last row spills into the slack behind the copy. */
+static void FC_KERNEL(copy_phases)(const void *src_, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before,
+                                   ptrdiff_t step, ptrdiff_t pitch, void *dst_) {
+    const REAL *src = src_;
     REAL *dst = dst_;
     for (ptrdiff_t p = 0; p < step; p++, dst += pitch) {
-        const REAL *src = (const REAL *)src_ + p - before;
-        const ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
-        for (ptrdiff_t i = 0; i < pitch; i += FC_LANES) {
-            const uint32_t bits = bits_range(0, pitch - i);
-            if (lo <= i && i + FC_LANES < hi) /* so that the vectors read end inside the row */
-                vec_store_bits(dst + i, load_every(src + i * step, step, FC_LANES), bits);
+        ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
+        lo = lo < 0 ? 0 : lo < pitch ? lo : pitch;
+        hi = hi < lo ? lo : hi < pitch ? hi : pitch;
+        for (ptrdiff_t i = 0; i < lo; i++) dst[i] = 0;
+        for (ptrdiff_t i = lo; i < hi; i += FC_LANES) {
+            const ptrdiff_t at = i * step + p - before;
+            if (at + FC_LANES * step <= readable)
+                vec_store(dst + i, load_every(src + at, step, FC_LANES));
             else
-                vec_store_bits(
-                    dst + i,
-                    load_lanes(src + i * step, step, lo > i ? lo - i : 0, hi - i < FC_LANES ? hi - i : FC_LANES), bits);
+                vec_store_bits(dst + i, load_lanes(src + at, step, 0, hi - i < FC_LANES ? hi - i : FC_LANES),
+                               bits_range(0, hi - i));
         }
+        for (ptrdiff_t i = hi; i < pitch; i++) dst[i] = 0;
     }
 }
 
-/* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel +
- * offset[t]]: a weight gradient's taps, lanes along w */
+/* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel + offset[t]]: a weight gradient's taps, lanes
+ * along w */
 #define dot_taps FC_LOCAL(dot_taps)
 FC_INLINE void dot_taps(const int taps, ptrdiff_t rows, ptrdiff_t cols, const REAL *g, ptrdiff_t g_row, const REAL *x,
                         ptrdiff_t x_row, const ptrdiff_t *offset, REAL *sum) {

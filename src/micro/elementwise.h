@@ -1,10 +1,9 @@
 /* Element by element: y = f(x) over contiguous arrays and over tiles.
  *
- *   relu           y = x <= 0 ? 0 : x        NaN passes, because no comparison
- * with it holds relu_backward  y = x <= 0 ? 0 : g
+ *   relu           y = x <= 0 ? 0 : x        NaN passes, because no comparison with it holds
+ *   relu_backward  y = x <= 0 ? 0 : g
  *
- * Bound by memory.  `stream` writes past the caches: a store that misses would
- * otherwise first read its line. */
+ * Bound by memory.  `stream` writes past the caches: a store that misses would otherwise first read its line. */
 
 #define relu_select FC_LOCAL(relu_select)
 FC_INLINE vec relu_select(vec x, vec g) { return vec_select(x <= (vec){0}, (vec){0}, g); }
@@ -34,8 +33,7 @@ static void FC_KERNEL(add)(ptrdiff_t n, const void *x_, void *y_) {
     for (ptrdiff_t i = 0; i < n; i++) y[i] += x[i];
 }
 
-/* Four vectors of partial sums: the error grows with n / (4 lanes), the drivers
- * add blocks of bounded n. */
+/* Four vectors of partial sums: the error grows with n / (4 lanes), the drivers add blocks of bounded n. */
 static void FC_KERNEL(sum)(ptrdiff_t n, const void *x_, void *y) {
     const REAL *x = x_;
     vec s[4] = {{0}, {0}, {0}, {0}};
@@ -59,8 +57,7 @@ FC_INLINE REAL sigmoid_of(REAL x) { return 1 / (1 + FC_EXP(-x)); }
 #define clamp6 FC_LOCAL(clamp6)
 FC_INLINE REAL clamp6(REAL x) { return x <= 0 ? 0 : x >= 6 ? 6 : x; }
 
-/* Inlined with a constant activation, so that each becomes a loop of its own.
- */
+/* Inlined with a constant activation, so that each becomes a loop of its own. */
 #define activate FC_LOCAL(activate)
 FC_INLINE void activate(REAL *c, int cols, const int activation, REAL slope) {
     for (int j = 0; j < cols; j++) {

@@ -1,14 +1,11 @@
-/* The micro-kernel: C[rows][cols] (+)= sum_k A[k][i] * B[k][j], the tile in
- * registers for all k.
+/* The micro-kernel: C[rows][cols] (+)= sum_k A[k][i] * B[k][j], the tile in registers for all k.
  *
- * Each k loads nr / lanes vectors of B and broadcasts `rows` elements of A, for
- * rows * nr / lanes multiply-adds.  One body serves every size: it is inlined
- * with constant `rows` and `vectors`, so a tail is the same code with fewer
- * accumulators. A is read in place through one pointer a row; a packed panel is
- * the case row[i] = i, step = mr, known to the compiler.
+ * Each k loads nr / lanes vectors of B and broadcasts `rows` elements of A, for rows * nr / lanes multiply-adds.  One
+ * body serves every size: it is inlined with constant `rows` and `vectors`, so a tail is the same code with fewer
+ * accumulators. A is read in place through one pointer a row; a packed panel is the case row[i] = i, step = mr, known
+ * to the compiler.
  *
- * Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM
- * TOMS 34(3), 2008. */
+ * Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. */
 
 #define FC_VECTORS (FC_NR / FC_LANES)
 
@@ -102,8 +99,7 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t
 #undef FC_EACH_ROWS4
 #undef FC_EACH_TILE
 
-/* mr * nr / lanes independent chains of multiply-adds: what the execution units
- * can do when nothing is loaded */
+/* mr * nr / lanes independent chains of multiply-adds: what the execution units can do when nothing is loaded */
 static double FC_KERNEL(fma_peak)(ptrdiff_t repeats, void *sink) {
     vec acc[FC_MR][FC_VECTORS];
     vec x = vec_load(sink), y = x * x; /* zeros, as far as the compiler cannot tell */

@@ -1,6 +1,5 @@
-/* Compiles every kernel for float and for double.  Included by isa_*.c, which
- * says what the ISA is: FC_ISA, FC_VEC_BYTES, FC_MR, FC_NR_F32, FC_NR_F64,
- * FC_OPAQUE (a register constraint), FC_STREAM_FENCE. */
+/* Compiles every kernel for float and for double.  Included by isa_*.c, which says what the ISA is:
+ *   FC_ISA, FC_VEC_BYTES, FC_MR, FC_NR_F32, FC_NR_F64, FC_OPAQUE (a register constraint), FC_STREAM_FENCE. */
 
 #define FC_STRING_(x) #x
 #define FC_STRING(x) FC_STRING_(x)

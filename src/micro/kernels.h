@@ -1,5 +1,4 @@
-/* One type's kernels and their table.  Included by isa.h with FC_TYPE = f32 or
- * f64. */
+/* One type's kernels and their table.  Included by isa.h with FC_TYPE = f32 or f64. */
 
 #define FC_KERNEL_(op, type, mr, nr, isa) fc_##type##_##op##_##mr##x##nr##__##isa
 #define FC_KERNEL__(op, type, mr, nr, isa) FC_KERNEL_(op, type, mr, nr, isa)

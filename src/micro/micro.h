@@ -1,27 +1,20 @@
-/* THE contract between the SIMD kernels (this folder) and the drivers
- * (conv_gemm.pxi, pool.pxi, ...).
+/* THE contract between the SIMD kernels (this folder) and the drivers (conv_gemm.pxi, pool.pxi, ...).
  *
- * Kernels know vectors and nothing else: no threads, no allocation, no Python,
- * no errors.  Every kernel is written once, over `vec` and `REAL` (vec.h), and
- * compiled for float and double by each isa_*.c; `fc_kernels` is what one of
- * those six compilations exports.  Arrays are passed as `void *` and mean `REAL
- * *`; sizes, strides and offsets count elements.
+ * Kernels know vectors and nothing else: no threads, no allocation, no Python, no errors.  Every kernel is written
+ * once, over `vec` and `REAL` (vec.h), and compiled for float and double by each isa_*.c; `fc_kernels` is what one of
+ * those six compilations exports.  Arrays are passed as `void *` and mean `REAL *`; sizes, strides and offsets count
+ * elements.
  *
- * The micro-kernel multiplies a row panel of A by a column panel of B, each
- * stored in the order in which it is read:
+ * The micro-kernel multiplies a row panel of A by a column panel of B, each stored in the order in which it is read:
  *
- *        A panel  [k][mr]                  B panel  [k][nr] C tile  [mr][nr]
- *       +----------------+       +------------------------------+
- * +------------------------------+ k=0 | a0 a1 ... a7   |   k=0 | b0 ...
- * b15|b16..b31|b32..b47 |       | c00 c01 ...            c0,47 | k=1 | a0 a1
- * ... a7   |   k=1 | b0 ...                       |       |  : | : |  broadcast
- * |     : |  whole vectors               |       | c70 c71 ...            c7,47
- * |
- *       +----------------+       +------------------------------+
- * +------------------------------+
+ *        A panel  [k][mr]                  B panel  [k][nr]                    C tile  [mr][nr]
+ *       +----------------+       +------------------------------+       +------------------------------+
+ *   k=0 | a0 a1 ... a7   |   k=0 | b0 ... b15|b16..b31|b32..b47 |       | c00 c01 ...            c0,47 |
+ *   k=1 | a0 a1 ... a7   |   k=1 | b0 ...                       |       |  :                           |
+ *     : |  broadcast     |     : |  whole vectors               |       | c70 c71 ...            c7,47 |
+ *       +----------------+       +------------------------------+       +------------------------------+
  *
- * The tile stays in registers for all k: mr x (nr / lanes) accumulators + nr /
- * lanes vectors of B + 1 broadcast.
+ * The tile stays in registers for all k: mr x (nr / lanes) accumulators + nr / lanes vectors of B + 1 broadcast.
  *
  *                 mr  nr(f32)  accumulators  registers used
  *     avx512       8       48            24        28 of 32
@@ -29,9 +22,8 @@
  *     sse2         4        8             8        11 of 16
  *     neon         8       12            24        28 of 32
  *
- * In a convolution M (rows of C) are output channels and N (lanes) are pixels,
- * so that a tile is NCHW as it leaves the registers; in its weight gradient the
- * rows are (channel, tap) pairs and the lanes are output channels.
+ * In a convolution M (rows of C) are output channels and N (lanes) are pixels, so that a tile is NCHW as it leaves the
+ * registers; in its weight gradient the rows are (channel, tap) pairs and the lanes are output channels.
  */
 #ifndef FASTCONV_MICRO_H
 #define FASTCONV_MICRO_H
@@ -39,8 +31,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A run: `len` pixels of one output row that stand side by side in a panel,
- * starting at column `col`. */
+/* A run: `len` pixels of one output row that stand side by side in a panel, starting at column `col`. */
 typedef struct {
     int32_t col, len;
     ptrdiff_t n, d, h, w; /* image and output position of the first pixel */
@@ -54,31 +45,25 @@ typedef struct {
     int32_t len;
 } fc_slot;
 
-/* A sweep: one stride-`step` pass of a filter over a batch of images, the work
- * that a packed implicit GEMM does. Output pixel (d, h, w) reads input (d, h,
- * w) * step + taps[t], zero outside the image.  A forward convolution is one
- * sweep; the input gradient of a stride-s convolution is one sweep for each of
- * its s^n output residues. */
+/* A sweep: one stride-`step` pass of a filter over a batch of images, the work that a packed implicit GEMM does.
+ * Output pixel (d, h, w) reads input (d, h, w) * step + taps[t], zero outside the image.  A forward convolution is one
+ * sweep; the input gradient of a stride-s convolution is one sweep for each of its s^n output residues. */
 typedef struct {
     ptrdiff_t n;        /* images */
     ptrdiff_t channels; /* input channels of a group */
     ptrdiff_t rows;     /* output channels of a group */
     ptrdiff_t in[3], out[3];         /* extents d, h, w of the input and of the output grid */
     ptrdiff_t step[3];  /* input pixels between neighbouring output pixels */
-    ptrdiff_t in_image; /* elements between images of the input; a channel is
-                         in[0] * in[1] * in[2] */
-    ptrdiff_t out_image, out_channel, out_pixel[3];   /* elements between images, channels, pixels of the output
-                       */
+    ptrdiff_t in_image; /* elements between images of the input; a channel is in[0] * in[1] * in[2] */
+    ptrdiff_t out_image, out_channel, out_pixel[3];   /* elements between images, channels, pixels of the output */
     ptrdiff_t out_base; /* first element of the output grid */
     ptrdiff_t ntaps;
     const int32_t *taps;      /* [ntaps][3] input offset of each tap */
-    const ptrdiff_t *weights; /* [ntaps] element offset of each tap within a (row,
-                               channel) filter */
+    const ptrdiff_t *weights; /* [ntaps] element offset of each tap within a (row, channel) filter */
     ptrdiff_t packed; /* where this sweep's panels start in the packed weights */
 } fc_sweep;
 
-/* One output row of a pool: the windows whose first elements lie at start + (0,
- * 0, o * step), o < out. */
+/* One output row of a pool: the windows whose first elements lie at start + (0, 0, o * step), o < out. */
 typedef struct {
     const void *x;   /* plane */
     ptrdiff_t in[3]; /* extents of the plane */
@@ -87,43 +72,36 @@ typedef struct {
     ptrdiff_t kernel[3], dilation[3];
     ptrdiff_t step; /* input pixels between neighbouring outputs along w */
     ptrdiff_t out;  /* outputs in the row */
-    ptrdiff_t pad_after[3]; /* extent of the padding behind the image, for the
-                             average's divisor */
+    ptrdiff_t pad_after[3]; /* extent of the padding behind the image, for the average's divisor */
     int count_include_pad;
     ptrdiff_t divisor; /* 0: the window's */
-    void *line; /* scratch: a row with its padding, and the rows of its maxima
-                 `line_size` behind */
+    void *line; /* scratch: a row with its padding, and the rows of its maxima `line_size` behind */
     ptrdiff_t skip; /* columns of padding that no tap needs, left out of the line */
-    ptrdiff_t line_end, line_size; /* columns that taps read; elements with what
-                                    vectors read beyond */
+    ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
 } fc_pool_row;
 
 typedef struct {
     const char *isa;
     int mr, nr, lanes;
 
-    /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a
-   * row, or NULL) starts the sum. */
+    /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a row, or NULL) starts the sum. */
     void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate,
                  const void *bias);
-    /* The same with A in place: its element (i, r, k) is a[row[i] + run[r] + k *
-   * step], k < len; B is [runs * len][nr]. */
+    /* The same with A in place: its element (i, r, k) is a[row[i] + run[r] + k * step], k < len; B is [runs *
+     * len][nr]. */
     void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a, const ptrdiff_t *row,
                       ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate);
 
-    /* weights of rows [0, rows) -> A panel [k = (tap, channel)][mr], zero rows
-   * behind the last */
+    /* weights of rows [0, rows) -> A panel [k = (tap, channel)][mr], zero rows behind the last */
     void (*pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int rows,
-                         void *a);
-    /* pixels of a panel, k = (tap, channel) in [k0, k1) -> B panel [k1 - k0][nr];
-   * padding and stride folded in */
+                         int channels_first, void *a);
+    /* pixels of a panel, k = (tap, channel) in [k0, k1) -> B panel [k1 - k0][nr]; padding and stride folded in */
     void (*pack_pixels)(const fc_sweep *s, const fc_run *run, int nruns, const void *x, ptrdiff_t k0, ptrdiff_t k1,
                         void *b);
     /* C tile [rows][nr] -> output, run by run: out (+)= tile */
     void (*store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile, int rows, void *out,
                        int accumulate);
-    /* src[rows][len] -> dst[len][nr], zeros behind the last row; sums (or NULL)
-   * += the sum of each row */
+    /* src[rows][len] -> dst[len][nr], zeros behind the last row; sums (or NULL) += the sum of each row */
     void (*pack_transposed)(const void *src, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst, void *sums);
     /* src[len][cols] -> dst[len][nr], zeros behind the last column */
     void (*pack_rows)(const void *src, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst);
@@ -133,8 +111,7 @@ typedef struct {
     void (*transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_t rows, ptrdiff_t cols, void *dst,
                       ptrdiff_t dst_stride);
 
-    /* c = activation(c + column bias + residual) over a tile; bias and residual
-   * may be NULL */
+    /* c = activation(c + column bias + residual) over a tile; bias and residual may be NULL */
     void (*epilogue)(void *c, ptrdiff_t ldc, int rows, int cols, const void *bias, const void *residual, int activation,
                      double slope);
 
@@ -153,7 +130,8 @@ typedef struct {
     /* Direct convolution of few channels; see direct.h */
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
                    const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias);
-    void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t before, ptrdiff_t step, ptrdiff_t pitch, void *dst);
+    void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, ptrdiff_t step,
+                        ptrdiff_t pitch, void *dst);
     void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
                        ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
 
@@ -173,8 +151,7 @@ typedef struct {
     int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes,
                             void *w, ptrdiff_t row_stride);
 
-    /* fused multiply-adds in registers: returns the number of floating-point
-   * operations done */
+    /* fused multiply-adds in registers: returns the number of floating-point operations done */
     double (*fma_peak)(ptrdiff_t repeats, void *sink);
 } fc_kernels;
 
@@ -182,8 +159,7 @@ enum { FC_NONE, FC_RELU, FC_RELU6, FC_LEAKY_RELU, FC_SILU, FC_HARDSWISH, FC_SIGM
 
 enum { FC_GENERIC, FC_AVX2, FC_AVX512, FC_ISAS };
 
-/* The tables [float, double] of one ISA, or NULL where this machine lacks it.
- */
+/* The tables [float, double] of one ISA, or NULL where this machine lacks it. */
 const fc_kernels *const *fc_tables(int isa);
 
 #endif

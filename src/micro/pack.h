@@ -1,20 +1,16 @@
-/* Panels: what the micro-kernel reads, written in the order in which it reads
- * it (picture in micro.h).
+/* Panels: what the micro-kernel reads, written in the order in which it reads it (picture in micro.h).
  *
- * Pixels are flattened over (n, d, h, w) of the output; a panel of nr of them
- * is a list of runs, each inside one output row.  For tap t, lane i of a run
- * reads input column (w + i) * step + taps[t].w, so a run is a few contiguous
- * vectors whose masks say which lanes fall inside the image: padding, stride
- * and dilation are folded in, and im2col never exists in memory.  The masks
- * depend on the tap alone and are reused for every channel. */
+ * Pixels are flattened over (n, d, h, w) of the output; a panel of nr of them is a list of runs, each inside one
+ * output row.  For tap t, lane i of a run reads input column (w + i) * step + taps[t].w, so a run is a few contiguous
+ * vectors whose masks say which lanes fall inside the image: padding, stride and dilation are folded in, and im2col
+ * never exists in memory.  The masks depend on the tap alone and are reused for every channel. */
 
 /* A chunk: the part of a run that one vector holds. */
 #define chunk_t FC_LOCAL(chunk_t)
 typedef struct {
     int32_t dst;
     int32_t lo, hi;   /* lanes inside the image */
-    uint32_t bits[4]; /* their masks in the contiguous vectors that a strided load
-                       reads */
+    uint32_t bits[4]; /* their masks in the contiguous vectors that a strided load reads */
     ptrdiff_t src;
 } chunk_t;
 
@@ -48,9 +44,8 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
     return nchunks;
 }
 
-/* Whole vectors are stored in ascending order: what one spills behind its
- * chunk, the next chunk or row overwrites; the last row of the panel spills
- * into the slack that every B block ends with. */
+/* Whole vectors are stored in ascending order: what one spills behind its chunk, the next chunk or row overwrites; the
+ * last row of the panel spills into the slack that every B block ends with. */
 #define pack_channels FC_LOCAL(pack_channels)
 FC_INLINE REAL *pack_channels(const int step, const chunk_t *chunk, int nchunks, const REAL *x, ptrdiff_t plane,
                               ptrdiff_t channels, REAL *b) {
@@ -109,11 +104,13 @@ static void FC_KERNEL(store_runs)(const fc_sweep *s, const fc_run *run, int nrun
 }
 
 static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
-                                    int rows, void *a_) {
-    REAL *a = a_;
+                                    int rows, int channels_first, void *a_) {
+    const ptrdiff_t tap_step = channels_first ? FC_MR : s->channels * FC_MR;
+    const ptrdiff_t channel_step = channels_first ? s->ntaps * FC_MR : FC_MR;
     for (ptrdiff_t t = 0; t < s->ntaps; t++) {
         const REAL *src = (const REAL *)w + s->weights[t];
-        for (ptrdiff_t c = 0; c < s->channels; c++, src += channel_stride, a += FC_MR) {
+        REAL *a = (REAL *)a_ + t * tap_step;
+        for (ptrdiff_t c = 0; c < s->channels; c++, src += channel_stride, a += channel_step) {
             if (rows == FC_MR) {
                 FC_UNROLL
                 for (int i = 0; i < FC_MR; i++) a[i] = src[i * row_stride];
@@ -123,9 +120,8 @@ static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t 
     }
 }
 
-/* dst[j * dst_stride + i] = src[i * src_stride + j], vectors of `rows` (<=
- * lanes) x `cols` (<= lanes); a lane behind `rows` becomes zero.  Returns the
- * sum over j of the vectors written. */
+/* dst[j * dst_stride + i] = src[i * src_stride + j], vectors of `rows` (<= lanes) x `cols` (<= lanes); a lane behind
+ * `rows` becomes zero.  Returns the sum over j of the vectors written. */
 #define transpose_block FC_LOCAL(transpose_block)
 FC_INLINE vec transpose_block(const REAL *src, ptrdiff_t src_stride, int rows, int cols, REAL *dst,
                               ptrdiff_t dst_stride, uint32_t store) {

@@ -1,32 +1,26 @@
-/* Pooling: y[o] = max or mean of x over a window, one output row at a time,
- * lanes along w.
+/* Pooling: y[o] = max or mean of x over a window, one output row at a time, lanes along w.
  *
- * Windows are separable.  A row of columns is reduced first, whole vectors at a
- * time, into a line with room for the padding; then each output reduces its
- * columns, at (w + lane) * step: contiguous vectors and an even/odd
- * deinterleave.
+ * Windows are separable.  A row of columns is reduced first, whole vectors at a time, into a line with room for the
+ * padding; then each output reduces its columns, at (w + lane) * step: contiguous vectors and an even/odd deinterleave.
  *
  *     x rows of the window      x x x x x x x x x x x x x x
  *                               x x x x x x x x x x x x x x
- *     line              . . . . r r r r r r r r r r r r r r . . .       . =
- * -inf or 0 y                      [     ] [     ] [     ]
+ *     line              . . . . r r r r r r r r r r r r r r . . .       . = -inf or 0
+ *     y                      [     ] [     ] [     ]
  *
- *   max    the first maximum wins; a NaN wins over everything, and the last NaN
- * of a window over the others mean   rows are added in order, then columns, and
- * the sum is divided once: NaN and Inf stay in the windows that hold them */
+ *   max    the first maximum wins; a NaN wins over everything, and the last NaN of a window over the others
+ *   mean   rows are added in order, then columns, and the sum is divided once: NaN and Inf stay in their windows */
 
 #define line_values FC_LOCAL(line_values)
 FC_INLINE REAL *line_values(const fc_pool_row *p) { return (REAL *)p->line + p->before - p->skip; }
 
-#define line_rows \
-    FC_LOCAL(line_rows) /* where a column's maximum is: the row's offset from    \
-                         the window's first, in elements */
+/* Where a column's maximum is: the row's offset from the window's first, in elements */
+#define line_rows FC_LOCAL(line_rows)
 FC_INLINE INTEGER *line_rows(const fc_pool_row *p) {
     return (INTEGER *)((REAL *)p->line + p->line_size) + p->before - p->skip;
 }
 
-/* The window's taps along one dimension that fall inside the image: [first,
- * last) */
+/* The window's taps along one dimension that fall inside the image: [first, last) */
 #define clip_taps FC_LOCAL(clip_taps)
 FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first, ptrdiff_t *last) {
     const ptrdiff_t dilation = p->dilation[dim], kernel = p->kernel[dim];
@@ -35,8 +29,7 @@ FC_INLINE void clip_taps(const fc_pool_row *p, int dim, ptrdiff_t *first, ptrdif
     *last = hi < kernel ? hi : kernel;
 }
 
-/* The window's taps along w that fall inside the image for at least one of
- * outputs [o, o + lanes): [first, last) */
+/* The window's taps along w that fall inside the image for at least one of outputs [o, o + lanes): [first, last) */
 #define clip_taps_w FC_LOCAL(clip_taps_w)
 FC_INLINE void clip_taps_w(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t *first, ptrdiff_t *last) {
     const ptrdiff_t dilation = p->dilation[2], w = o * p->step - p->before;
@@ -125,8 +118,7 @@ FC_INLINE void max_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y) 
     }
 }
 
-/* Of equal columns the one whose row comes first, of columns of one row the
- * first; of NaNs the last */
+/* Of equal columns the one whose row comes first, of columns of one row the first; of NaNs the last */
 #define max_columns_indexed FC_LOCAL(max_columns_indexed)
 FC_INLINE void max_columns_indexed(const fc_pool_row *p, const ptrdiff_t step, REAL *y, int64_t *index) {
     const REAL *line = line_values(p) - p->before;
@@ -181,27 +173,32 @@ static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_row *p, const int64_t *
     clip_taps(p, 0, &d0, &d1);
     clip_taps(p, 1, &h0, &h1);
     enum { BLOCK = 64 };
-    int64_t good[BLOCK];
+    const uint64_t plane = (uint64_t)(p->in[0] * p->in[1] * p->in[2]); /* below 2^31, as geometry.py sees to */
+    const uint32_t width = (uint32_t)p->in[2], extent = (uint32_t)((p->kernel[2] - 1) * p->dilation[2] + 1);
+    const uint32_t step = (uint32_t)p->step, dilation = (uint32_t)p->dilation[2];
     for (ptrdiff_t o = 0; o < p->out; o += BLOCK) {
-        const ptrdiff_t n = p->out - o < BLOCK ? p->out - o : BLOCK;
-        for (ptrdiff_t i = 0; i < n; i++) good[i] = 0;
+        const int n = p->out - o < BLOCK ? (int)(p->out - o) : BLOCK;
+        const uint32_t start = (uint32_t)(o * p->step - p->before);
+        uint32_t at[BLOCK], good[BLOCK];
+        for (int i = 0; i < n; i++) {
+            at[i] = (uint64_t)index[o + i] < plane ? (uint32_t)index[o + i] : UINT32_MAX;
+            good[i] = 0;
+        }
         for (ptrdiff_t kd = d0; kd < d1; kd++)
             for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                const uint64_t width = (uint64_t)p->in[2], extent = (uint64_t)((p->kernel[2] - 1) * p->dilation[2] + 1);
-                const int64_t row =
-                    ((p->start[0] + kd * p->dilation[0]) * p->in[1] + p->start[1] + kh * p->dilation[1]) * p->in[2];
-                for (ptrdiff_t i = 0; i < n; i++) {
-                    const uint64_t w = (uint64_t)(index[o + i] - row),
-                                   tap = w - (uint64_t)((o + i) * p->step - p->before);
+                const ptrdiff_t d = p->start[0] + kd * p->dilation[0], h = p->start[1] + kh * p->dilation[1];
+                const uint32_t row = (uint32_t)((d * p->in[1] + h) * p->in[2]);
+                for (int i = 0; i < n; i++) {
+                    const uint32_t w = at[i] - row, tap = w - start - (uint32_t)i * step;
                     good[i] |= (w < width) & (tap < extent);
                 }
-                if (p->dilation[2] > 1)
-                    for (ptrdiff_t i = 0; i < n; i++) {
-                        const int64_t w = index[o + i] - row, tap = w - ((o + i) * p->step - p->before);
-                        if ((uint64_t)w < width && tap % p->dilation[2]) good[i] = 0;
+                if (dilation > 1)
+                    for (int i = 0; i < n; i++) {
+                        const uint32_t w = at[i] - row, tap = w - start - (uint32_t)i * step;
+                        if (w < width && tap % dilation) good[i] = 0;
                     }
             }
-        for (ptrdiff_t i = 0; i < n; i++) bad += !good[i];
+        for (int i = 0; i < n; i++) bad += !good[i];
     }
     return bad;
 }
@@ -212,8 +209,7 @@ static void FC_KERNEL(max_pool_scatter)(ptrdiff_t n, const void *g_, const int64
     for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
 }
 
-/* Elements of a window along one dimension: those inside the image, or with the
- * padding that it covers */
+/* Elements of a window along one dimension: those inside the image, or with the padding that it covers */
 #define window_extent FC_LOCAL(window_extent)
 FC_INLINE ptrdiff_t window_extent(const fc_pool_row *p, int dim, ptrdiff_t start) {
     const ptrdiff_t padded = p->in[dim] + (p->count_include_pad ? p->pad_after[dim] : 0);
@@ -259,8 +255,8 @@ static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y) {
         mean_columns(p, p->step, y);
 }
 
-/* The mean's gradient: every element of a window receives g / divisor.  A line
- * collects the columns, every row adds it. */
+/* The mean's gradient: every element of a window receives g / divisor. A line collects the columns, every row adds
+ * it. */
 static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, void *gx) {
     const REAL *g = g_;
     REAL *line = line_values(p) - p->before;

@@ -1,9 +1,7 @@
-/* The SIMD vocabulary: `vec`, FC_LANES values of type REAL in one register of
- * FC_VEC_BYTES.
+/* The SIMD vocabulary: `vec`, FC_LANES values of type REAL in one register of FC_VEC_BYTES.
  *
- * Arithmetic is that of the compiler's vector extension (a + b, a * b, a <= b),
- * so there is one source for every ISA; only what C cannot say - masked memory
- * access - is spelled per ISA below.  Included once for float and once for
+ * Arithmetic is that of the compiler's vector extension (a + b, a * b, a <= b), so there is one source for every ISA;
+ * only what C cannot say - masked memory access - is spelled per ISA below.  Included once for float and once for
  * double. */
 
 #define FC_JOIN3_(a, b, c) a##_##b##_##c
@@ -30,20 +28,19 @@ FC_INLINE void vec_store(REAL *p, vec v) { *(FC_LOCAL(vec_unaligned) *)p = v; }
 #define vec_splat FC_LOCAL(vec_splat)
 FC_INLINE vec vec_splat(REAL x) { return x - (vec){0}; }
 
-/* mask ? a : b, a mask being what a comparison returns: all ones or all zeros a
- * lane */
+/* mask ? a : b, a mask being what a comparison returns: all ones or all zeros a lane */
 #define vec_select FC_LOCAL(vec_select)
 FC_INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
-/* ceil(a / b) for any a and b > 0; a division takes longer than a row of vectors, and b is nearly always 1 */
+/* ceil(a / b) for any a and b > 0; a division takes longer than a row of vectors, and b is nearly always 1 or 2 */
 #define ceil_div FC_LOCAL(ceil_div)
 FC_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) {
     if (b == 1) return a;
+    if (b == 2) return (a + 1) >> 1;
     return a > 0 ? (a + b - 1) / b : -(-a / b);
 }
 
-/* Bit i of a lane mask says whether lane i takes part; a masked-out lane reads
- * as zero and touches no memory. */
+/* Bit i of a lane mask says whether lane i takes part; a masked-out lane reads as zero and touches no memory. */
 #define bits_range FC_LOCAL(bits_range)
 FC_INLINE uint32_t bits_range(ptrdiff_t lo, ptrdiff_t hi) {
     lo = lo < 0 ? 0 : lo > FC_LANES ? FC_LANES : lo;
@@ -58,8 +55,7 @@ FC_INLINE uint32_t bits_range(ptrdiff_t lo, ptrdiff_t hi) {
 
 #if FC_VEC_BYTES == 64
 
-/* A masked load that crosses a cache line does not train the prefetchers of
- * Zen: whole vectors are loaded plainly. */
+/* A masked load that crosses a cache line does not train the prefetchers of Zen: whole vectors are loaded plainly. */
 #if FC_REAL_BYTES == 4
 FC_INLINE ivec vec_mask(uint32_t bits) { return (ivec)_mm512_maskz_set1_epi32((__mmask16)bits, -1); }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
@@ -149,8 +145,7 @@ FC_INLINE void vec_stream(REAL *p, vec v) { vec_store(p, v); }
 
 #endif
 
-/* Two-vector shuffles with constant indices: vec_even(a, b) = a0 a2 a4 ... b0
- * b2 ...; vec_zip_* interleave a and b. */
+/* Two-vector shuffles with constant indices: vec_even(a, b) = a0 a2 a4 ... b0 b2 ...; vec_zip_* interleave a and b. */
 #if FC_LANES == 16
 #define FC_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define FC_ZIP_LO 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -181,8 +176,7 @@ FC_INLINE vec vec_zip_lo(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_LO); }
 #define vec_zip_hi FC_LOCAL(vec_zip_hi)
 FC_INLINE vec vec_zip_hi(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_HI); }
 
-/* Transpose FC_LANES vectors: a perfect shuffle of rows i and i + lanes/2,
- * log2(lanes) times. */
+/* Transpose FC_LANES vectors: a perfect shuffle of rows i and i + lanes/2, log2(lanes) times. */
 #define vec_transpose FC_LOCAL(vec_transpose)
 FC_INLINE void vec_transpose(vec v[FC_LANES]) {
     FC_UNROLL
@@ -198,8 +192,7 @@ FC_INLINE void vec_transpose(vec v[FC_LANES]) {
     }
 }
 
-/* Lanes p[0], p[step], p[2 step] ...; bits[j] masks the j-th of `step`
- * contiguous vectors (step 1, 2 or 4). */
+/* Lanes p[0], p[step], p[2 step] ...; bits[j] masks the j-th of `step` contiguous vectors (step 1, 2 or 4). */
 #define vec_load_strided FC_LOCAL(vec_load_strided)
 FC_INLINE vec vec_load_strided(const REAL *p, int step, const uint32_t *bits) {
     vec a = vec_load_bits(p, bits[0]);

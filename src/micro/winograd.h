@@ -1,23 +1,19 @@
 /* Winograd's minimal filtering on 6 x 6 tiles: F(m x m, r x r) with m + r = 7.
  *
- *     Y = A^T [ (G g G^T) . (B^T d B) ] A           m x m outputs of an r x r
- * filter g from a 6 x 6 tile d
+ *     Y = A^T [ (G g G^T) . (B^T d B) ] A           m x m outputs of an r x r filter g from a 6 x 6 tile d
  *
- * The points are 0, +-a, +-b and infinity, a = 5/8, b = 3/2.  With N(q) = prod
- * (q - other points): row q of G      [1, q, q^2, ...] / N(q);   infinity: the
- * last coefficient row q of A^T's transpose  [1, q, q^2, ...];  infinity: into
- * the last output row q of B^T    the coefficients of x (x^2 - a^2) (x^2 - b^2)
- * / (x - q); infinity: of the product itself
+ * The points are 0, +-a, +-b and infinity, a = 5/8, b = 3/2.  With N(q) = prod (q - other points):
+ *     row q of G      [1, q, q^2, ...] / N(q);   infinity: the last coefficient
+ *     row q of A^T's transpose  [1, q, q^2, ...];  infinity: into the last output
+ *     row q of B^T    the coefficients of x (x^2 - a^2) (x^2 - b^2) / (x - q); infinity: of the product itself
  *
- * One set of points serves F(4,3) and F(2,5) and, with filter and output
- * exchanged, the weight gradients F(3,4) and F(5,2): 36 multiplications instead
- * of 144 (3 x 3) or 100 (5 x 5).  Lanes are channels, so that a transformed
- * tile is a row of a GEMM operand as it is; images enter and leave through
- * patches [row][column][lanes], 16 channels transposed at a time.
+ * One set of points serves F(4,3) and F(2,5) and, with filter and output exchanged, the weight gradients F(3,4) and
+ * F(5,2): 36 multiplications instead of 144 (3 x 3) or 100 (5 x 5).  Lanes are channels, so that a transformed tile
+ * is a row of a GEMM operand as it is; images enter and leave through patches [row][column][lanes], 16 channels
+ * transposed at a time.
  *
- * Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.  The
- * points: Barabasz et al., "Error Analysis and Improving the Accuracy of
- * Winograd Convolution for Deep Neural Networks", 2018: rms error 2.9 times
+ * Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.  The points: Barabasz et al., "Error
+ * Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2018: rms error 2.9 times
  * direct convolution's (integer points 0, +-1, +-2: 6.5 times). */
 
 #define FC_A ((REAL)0.625)
@@ -38,8 +34,7 @@ FC_INLINE void tile_rows(const vec d[6], vec v[6]) {
     v[5] = (d[5] - (FC_A2 + FC_B2) * d[3]) + (FC_A2 * FC_B2) * d[1];
 }
 
-/* u = G g: the polynomial with coefficients g[0 .. n) at the six points, over N
- */
+/* u = G g: the polynomial with coefficients g[0 .. n) at the six points, over N */
 #define evaluate FC_LOCAL(evaluate)
 FC_INLINE void evaluate(const int n, const vec *g, vec u[6]) {
     const REAL na = 1 / (2 * FC_A2 * (FC_A2 - FC_B2)), nb = 1 / (2 * FC_B2 * (FC_B2 - FC_A2));
@@ -67,8 +62,7 @@ FC_INLINE void interpolate(const int n, const vec m[6], vec *y) {
     y[n - 1] += m[5];
 }
 
-/* 16 channels of an image, transposed: patch[row][column][lanes] = x[lane][row0
- * + row][col0 + column], zero outside. */
+/* 16 channels of an image, transposed: patch[row][column][lanes] = x[lane][row0 + row][col0 + column], zero outside. */
 static void FC_KERNEL(load_patch)(const void *x_, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width,
                                   ptrdiff_t row0, ptrdiff_t col0, int rows, int cols, void *patch_) {
     REAL *patch = patch_;
@@ -95,8 +89,7 @@ static void FC_KERNEL(load_patch)(const void *x_, ptrdiff_t plane, int channels,
     }
 }
 
-/* The way back: y[lane][row0 + row][col0 + column] = patch[row][column][lane]
- * inside the image. */
+/* The way back: y[lane][row0 + row][col0 + column] = patch[row][column][lane] inside the image. */
 static void FC_KERNEL(store_patch)(const void *patch_, int rows, int cols, int channels, ptrdiff_t height,
                                    ptrdiff_t width, ptrdiff_t row0, ptrdiff_t col0, void *y_, ptrdiff_t plane) {
     const REAL *patch = patch_;
@@ -116,8 +109,7 @@ static void FC_KERNEL(store_patch)(const void *patch_, int rows, int cols, int c
     }
 }
 
-/* V = B^T d B of the tiles_h x tiles_w tiles of a patch, `m` apart: v[point *
- * plane + tile * stride + lane] */
+/* V = B^T d B of the tiles_h x tiles_w tiles of a patch, `m` apart: v[point * plane + tile * stride + lane] */
 static void FC_KERNEL(winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *v_,
                                       ptrdiff_t plane, ptrdiff_t stride) {
     REAL *dst = v_;
@@ -142,8 +134,7 @@ static void FC_KERNEL(winograd_input)(const void *patch, int cols, int tiles_h, 
         }
 }
 
-/* U = G g G^T of an n x n array of vectors, rows `row` vectors apart: u[point *
- * plane + lane] */
+/* U = G g G^T of an n x n array of vectors, rows `row` vectors apart: u[point * plane + lane] */
 #define transform_kernel FC_LOCAL(transform_kernel)
 FC_INLINE void transform_kernel(const int n, const vec *g, REAL *u, ptrdiff_t plane) {
     vec t[6][5], c[6];
@@ -164,9 +155,8 @@ FC_INLINE void transform_kernel(const int n, const vec *g, REAL *u, ptrdiff_t pl
     }
 }
 
-/* Filters r x r of `lanes` rows (`row_stride` apart) and `count` channels
- * (`channel_stride` apart), turned by 180 degrees if `flip`: u[point * plane +
- * channel * nr + lane] */
+/* Filters r x r of `lanes` rows (`row_stride` apart) and `count` channels (`channel_stride` apart), turned by 180
+ * degrees if `flip`: u[point * plane + channel * nr + lane] */
 #define filters FC_LOCAL(filters)
 FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
                        ptrdiff_t count, int flip, REAL *u, ptrdiff_t plane) {
@@ -194,8 +184,8 @@ static void FC_KERNEL(winograd_filters)(int r, const void *w, ptrdiff_t row_stri
         filters(5, w, row_stride, channel_stride, lanes, count, flip, u, plane);
 }
 
-/* The output gradient in the place of a filter: U of the m x m tiles of a
- * patch, u[point * plane + tile * stride + lane] */
+/* The output gradient in the place of a filter: U of the m x m tiles of a patch, u[point * plane + tile * stride +
+ * lane] */
 #define gradient_tiles FC_LOCAL(gradient_tiles)
 FC_INLINE void gradient_tiles(const int m, const REAL *patch, int cols, int tiles_h, int tiles_w, REAL *u,
                               ptrdiff_t plane, ptrdiff_t stride) {
@@ -220,8 +210,7 @@ static void FC_KERNEL(winograd_gradient)(const void *patch, int cols, int tiles_
         gradient_tiles(2, patch, cols, tiles_h, tiles_w, u, plane, stride);
 }
 
-/* y = A^T M A, n x n vectors; returns 0 * their sum, which is not zero where
- * one is not finite */
+/* y = A^T M A, n x n vectors; returns 0 * their sum, which is not zero where one is not finite */
 #define transform_output FC_LOCAL(transform_output)
 FC_INLINE vec transform_output(const int n, const REAL *m, ptrdiff_t plane, vec *y) {
     vec t[5][6], c[5], check = {0};
@@ -270,9 +259,8 @@ FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane, ptrdiff_
     return all_finite(check);
 }
 
-/* The tiles of a patch from their 36 products, with the bias of `lanes`
- * channels (or NULL): patch [tiles_h * m][tiles_w * m] [lanes].  Returns
- * whether all are finite. */
+/* The tiles of a patch from their 36 products, with the bias of `lanes` channels (or NULL): patch [tiles_h *
+ * m][tiles_w * m] [lanes].  Returns whether all are finite. */
 static int FC_KERNEL(winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h,
                                       int tiles_w, const void *bias, int lanes, void *patch) {
     const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
@@ -301,8 +289,8 @@ FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrd
     return all_finite(check);
 }
 
-/* Weight gradients r x r of `lanes` output channels and `count` input channels
- * from their 36 sums.  Returns whether all are finite. */
+/* Weight gradients r x r of `lanes` output channels and `count` input channels from their 36 sums.  Returns whether
+ * all are finite. */
 static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
                                        int lanes, void *w, ptrdiff_t row_stride) {
     return r == 3 ? gradient_filters(3, sums, plane, stride, count, lanes, w, row_stride)
