@@ -61,14 +61,14 @@ cdef inline ptrdiff_t direct_tasks(const SweepJob *j, const fc_sweep *s) noexcep
 
 
 cdef void direct_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: direct_rows output rows of one image and group of one sweep."""
+    """Task: direct_rows output rows of one image and group of one sweep; the sweeps of a plane follow one another."""
     cdef SweepJob *j = <SweepJob *>job_
     cdef kernels_t k = j.k
     cdef size_t es = j.es
-    cdef const fc_sweep *s = j.sweep
-    while task >= direct_tasks(j, s):
-        task -= direct_tasks(j, s)
-        s += 1
+    cdef const fc_sweep *s = j.sweep + task % j.sweeps
+    task //= j.sweeps
+    if task >= direct_tasks(j, s):
+        return
     cdef ptrdiff_t blocks = ceil_div(s.out[1], j.direct_rows), h0 = task % blocks * j.direct_rows
     cdef ptrdiff_t g = task // blocks % j.groups, n = task // blocks // j.groups
     cdef ptrdiff_t out_rows = min(j.direct_rows, s.out[1] - h0), depth = s.ntaps * s.channels
@@ -117,7 +117,7 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
         slots = max(slots, j.direct_rows * ceil_div(j.sweep[i].out[2], j.k.lanes))
         # + slack for the last vector
         j.b_size = max(j.b_size, aligned((j.sweep[i].channels * v.plane + j.k.lanes) * j.es))
-        tasks += direct_tasks(j, &j.sweep[i])
+        tasks = max(tasks, direct_tasks(j, &j.sweep[i]))
         packed += j.groups * packed_size(j.k, &j.sweep[i])
         packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
     packed = aligned(packed * j.es)
@@ -127,7 +127,7 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
     j.packed = <char *>arena.memory
     with nogil:
         run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_flushed(direct_task, j, tasks, threads, j.packed + packed, scratch)
+        run_flushed(direct_task, j, j.sweeps * tasks, threads, j.packed + packed, scratch)
     release(arena)
     return 0
 

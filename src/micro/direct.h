@@ -49,7 +49,14 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
             else {
                 REAL lane[FC_LANES];
                 vec_store(lane, acc[i][s]);
-                for (int l = 0; l < slot[s].len; l++) p[l * step] = lane[l];
+                if (slot[s].len == FC_LANES) {
+                    FC_UNROLL
+                    for (int l = 0; l < FC_LANES; l++) p[l * step] = lane[l];
+                } else
+                    for (int l = 0; l < slot[s].len; l++) {
+                        p[l * step] = lane[l];
+                        __asm__ volatile("" : : : "memory"); /* a few elements: not to be vectorised */
+                    }
             }
         }
     }
@@ -81,28 +88,37 @@ static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const 
     }
 }
 
-/* One input row, padded and split into phases: dst[p * pitch + i] = src[i * step + p - before], zero outside [0,
- * size). `readable` elements from src on may be read. What a whole vector spills behind its phase is overwritten by
- * the zeros and by the phase or row that follows; the last row spills into the slack behind the copy. */
-static void FC_KERNEL(copy_phases)(const void *src_, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before,
-                                   ptrdiff_t step, ptrdiff_t pitch, void *dst_) {
-    const REAL *src = src_;
-    REAL *dst = dst_;
+/* Inlined with a constant step; whole vectors, ascending: what one spills, the next overwrites, and the last row spills
+ * into the slack behind the copy. */
+#define copy_row FC_LOCAL(copy_row)
+FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, const ptrdiff_t step,
+                        ptrdiff_t pitch, REAL *dst) {
     for (ptrdiff_t p = 0; p < step; p++, dst += pitch) {
         ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
         lo = lo < 0 ? 0 : lo < pitch ? lo : pitch;
         hi = hi < lo ? lo : hi < pitch ? hi : pitch;
-        for (ptrdiff_t i = 0; i < lo; i++) dst[i] = 0;
-        for (ptrdiff_t i = lo; i < hi; i += FC_LANES) {
-            const ptrdiff_t at = i * step + p - before;
-            if (at + FC_LANES * step <= readable)
-                vec_store(dst + i, load_every(src + at, step, FC_LANES));
-            else
-                vec_store_bits(dst + i, load_lanes(src + at, step, 0, hi - i < FC_LANES ? hi - i : FC_LANES),
-                               bits_range(0, hi - i));
-        }
-        for (ptrdiff_t i = hi; i < pitch; i++) dst[i] = 0;
+        const REAL *from = src + p - before;
+        const ptrdiff_t whole = (readable - p + before) / step - FC_LANES; /* last i of a vector that may be read */
+        ptrdiff_t i = 0;
+        for (; i < lo; i += FC_LANES) vec_store(dst + i, (vec){0});
+        for (i = lo; i < hi && i <= whole; i += FC_LANES)
+            vec_store(dst + i, load_every(from + i * step, step, FC_LANES));
+        for (; i < hi; i += FC_LANES)
+            vec_store(dst + i, load_lanes(from + i * step, step, 0, hi - i < FC_LANES ? hi - i : FC_LANES));
+        for (i = hi; i < pitch; i += FC_LANES) vec_store(dst + i, (vec){0});
     }
+}
+
+/* One input row, padded and split into phases: dst[p * pitch + i] = src[i * step + p - before], zero outside [0, size).
+ * `readable` elements from src on may be read. */
+static void FC_KERNEL(copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before,
+                                   ptrdiff_t step, ptrdiff_t pitch, void *dst) {
+    if (step == 1)
+        copy_row(src, size, readable, before, 1, pitch, dst);
+    else if (step == 2)
+        copy_row(src, size, readable, before, 2, pitch, dst);
+    else
+        copy_row(src, size, readable, before, step, pitch, dst);
 }
 
 /* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel + offset[t]]: a weight gradient's taps, lanes
