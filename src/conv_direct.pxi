@@ -61,14 +61,17 @@ cdef inline ptrdiff_t direct_tasks(const SweepJob *j, const fc_sweep *s) noexcep
 
 
 cdef void direct_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: direct_rows output rows of one image and group of one sweep; the sweeps of a plane follow one another."""
+    """Task: direct_rows output rows of one image and group, of every sweep: they share cache lines."""
     cdef SweepJob *j = <SweepJob *>job_
+    cdef int i
+    for i in range(j.sweeps):
+        if task < direct_tasks(j, &j.sweep[i]):
+            direct_sweep(j, &j.sweep[i], task, scratch)
+
+
+cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef kernels_t k = j.k
     cdef size_t es = j.es
-    cdef const fc_sweep *s = j.sweep + task % j.sweeps
-    task //= j.sweeps
-    if task >= direct_tasks(j, s):
-        return
     cdef ptrdiff_t blocks = ceil_div(s.out[1], j.direct_rows), h0 = task % blocks * j.direct_rows
     cdef ptrdiff_t g = task // blocks % j.groups, n = task // blocks // j.groups
     cdef ptrdiff_t out_rows = min(j.direct_rows, s.out[1] - h0), depth = s.ntaps * s.channels
@@ -127,7 +130,7 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
     j.packed = <char *>arena.memory
     with nogil:
         run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_flushed(direct_task, j, j.sweeps * tasks, threads, j.packed + packed, scratch)
+        run_flushed(direct_task, j, tasks, threads, j.packed + packed, scratch)
     release(arena)
     return 0
 

@@ -149,8 +149,8 @@ cdef class ConvPlan:
             s.in_image = self.output.out_image
             s.out_channel, s.out_image = plane, self.output.in_image
             fc_set3(s.in_, self.out[0], self.out[1], self.out[2])
-            fc_set3(s.out, ceil_div(self.in_[0] - residue[0], self.stride[0]), ceil_div(self.in_[1] - residue[1],
-                                                                                        self.stride[1]),
+            fc_set3(s.out, ceil_div(self.in_[0] - residue[0], self.stride[0]),
+                    ceil_div(self.in_[1] - residue[1], self.stride[1]),
                     ceil_div(self.in_[2] - residue[2], self.stride[2]))
             fc_set3(s.step, 1, 1, 1)
             fc_set3(s.out_pixel, self.stride[0] * self.in_[1] * self.in_[2], self.stride[1] * self.in_[2],
@@ -370,8 +370,8 @@ cdef int conv_gemm_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[
     cdef SweepJob job
     job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.output_blocking
     job.sweep, job.sweeps = &plan.output, 1
-    job.x, job.weight, job.out = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0,
-                                                                                                               0]
+    job.x, job.weight = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
+    job.out = <char *>&out[0, 0, 0, 0]
     job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.ic * plan.taps, plan.taps
     job.bias = NULL if bias is None else <const char *>&bias[0]
     job.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]

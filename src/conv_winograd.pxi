@@ -75,8 +75,8 @@ cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row = task // chunks * j.k.lanes
     j.k.winograd_filters(<int>j.w.r, j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride,
-                         j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk,
-                                                                                             j.channels - c), j.flip,
+                         j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
+                         min(j.chunk, j.channels - c), j.flip,
                          j.u + ((row // j.k.nr * j.channels + c) * j.k.nr + row % j.k.nr) * j.es, j.u_plane)
 
 
@@ -174,10 +174,10 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.finite = 1
 
 
-cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights) except -1:
+cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights, double flops) except -1:
     """Y of all groups; returns whether all of it is finite."""
-    cdef ptrdiff_t panels, tiles, chunks, u_size
-    cdef int threads = fc_get_threads(), g
+    cdef ptrdiff_t panels, tiles, chunks
+    cdef int threads = threads_for(flops), g
     plan_patches(j)
     panels = ceil_div(j.rows, j.k.nr)
     tiles = min(j.w.task_patches, j.w.block_patches) * patch_tiles(j)
@@ -227,7 +227,7 @@ cdef int conv_winograd_output(ConvPlan plan, const real[:, :, :, ::1] x, const r
     j.bias = NULL if bias is None else <const char *>&bias[0]
     j.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
     j.activation, j.slope = activation, slope
-    return run_winograd(&j, plan.oc * plan.ic * plan.taps)
+    return run_winograd(&j, plan.oc * plan.ic * plan.taps, plan.flops)
 
 
 cdef int conv_winograd_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output,
@@ -242,7 +242,7 @@ cdef int conv_winograd_input_gradient(ConvPlan plan, const real[:, :, :, ::1] gr
     j.row_stride, j.channel_stride, j.flip = plan.taps, plan.ic * plan.taps, 1
     j.bias, j.residual = NULL, NULL
     j.activation, j.slope = 0, 0
-    return run_winograd(&j, plan.oc * plan.ic * plan.taps)
+    return run_winograd(&j, plan.oc * plan.ic * plan.taps, plan.flops)
 
 
 # ---- weight gradient ----
@@ -320,7 +320,7 @@ cdef void fused_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept
 cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
                                        real[:, :, :, ::1] grad_weight) except -1:
     cdef WinogradJob j
-    cdef int threads = fc_get_threads(), g
+    cdef int threads = threads_for(plan.flops), g
     cdef ptrdiff_t chunks, panels
     cdef char *weight = <char *>&grad_weight[0, 0, 0, 0]
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_weight

@@ -68,8 +68,8 @@ cdef int run_product(ProductJob *j) except -1:
     j.kc = 384
     j.cols = max(<ptrdiff_t>1, min(<ptrdiff_t>6, ceil_div(j.n, 16 * nr))) * nr
     tasks = ceil_div(j.n, j.cols)
-    j.rows = max(ceil_div(ceil_div(j.m, ceil_div(16, tasks)), j.k.mr), min(<ptrdiff_t>16, ceil_div(j.m,
-                                                                                                   j.k.mr))) * j.k.mr
+    j.rows = max(ceil_div(ceil_div(j.m, ceil_div(16, tasks)), j.k.mr), min(<ptrdiff_t>16, ceil_div(j.m, j.k.mr)))
+    j.rows *= j.k.mr
     cdef size_t scratch = aligned((min(j.kc, j.depth) * j.cols + 2 * nr) * j.es)
     cdef Arena arena = lease(threads * scratch)
     with nogil:

@@ -101,8 +101,8 @@ cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             pool_row(j, 0, &row)
 
 
-cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real[:, :, :, ::1] y, int64_t[:, :, :,
-                                                                                                          ::1] index):
+cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real[:, :, :, ::1] y,
+                   int64_t[:, :, :, ::1] index):
     cdef PoolJob j
     if y.size == 0:
         return
@@ -162,9 +162,8 @@ cdef void pool_backward_task(void *job_, ptrdiff_t plane, char *scratch) noexcep
             j.k.avg_pool_spread(&row, g + r * j.out_w * j.es, gx)
 
 
-cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :, ::1] g, const int64_t[:, :, :,
-                                                                                                        ::1] index,
-                                 real[:, :, :, ::1] gx) except -1:
+cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :, ::1] g,
+                                 const int64_t[:, :, :, ::1] index, real[:, :, :, ::1] gx) except -1:
     cdef PoolJob j
     cdef ptrdiff_t bad = 0, i
     cdef int threads = threads_for(2 * plan.work())
