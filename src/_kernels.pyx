@@ -106,7 +106,6 @@ cdef extern from "micro.h" nogil:
                                 ptrdiff_t) noexcept nogil
         double (*fma_peak)(ptrdiff_t, void *) noexcept nogil
 
-    const int FC_MAX_RUNS, FC_ISAS
     const fc_kernels *const *fc_tables(int isa)
 
 ctypedef const fc_kernels *kernels_t

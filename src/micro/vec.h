@@ -57,7 +57,6 @@ FC_INLINE uint32_t bits_range(ptrdiff_t lo, ptrdiff_t hi) {
 
 /* A masked load that crosses a cache line does not train the prefetchers of Zen: whole vectors are loaded plainly. */
 #if FC_REAL_BYTES == 4
-FC_INLINE ivec vec_mask(uint32_t bits) { return (ivec)_mm512_maskz_set1_epi32((__mmask16)bits, -1); }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm512_maskz_loadu_ps((__mmask16)bits, p);
 }
@@ -69,7 +68,6 @@ FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm512_stream_ps(p, (__m512)v); }
 #else
-FC_INLINE ivec vec_mask(uint32_t bits) { return (ivec)_mm512_maskz_set1_epi64((__mmask8)bits, -1); }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm512_maskz_loadu_pd((__mmask8)bits, p);
 }
@@ -118,12 +116,6 @@ FC_INLINE void vec_stream(REAL *p, vec v) { _mm256_stream_pd(p, (__m256d)v); }
 
 #else /* 128 bits: no masked access, lane by lane */
 
-FC_INLINE ivec vec_mask(uint32_t bits) {
-    ivec m;
-    FC_UNROLL
-    for (int i = 0; i < FC_LANES; i++) m[i] = -(INTEGER)(bits >> i & 1);
-    return m;
-}
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     if (bits == FC_ALL) return vec_load(p);
     vec v = {0};
