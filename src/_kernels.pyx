@@ -60,6 +60,15 @@ cdef extern from "micro.h" nogil:
         void *line
         ptrdiff_t skip, line_end, line_size
 
+    ctypedef struct fc_plane:
+        ptrdiff_t *in_ "in"
+        ptrdiff_t *out
+        ptrdiff_t *kernel
+        ptrdiff_t step, top, left, first, last
+        const void *zeros
+        ptrdiff_t masks
+        const unsigned int *bits
+
     ctypedef struct fc_kernels:
         const char *isa
         int mr, nr, lanes
@@ -92,6 +101,8 @@ cdef extern from "micro.h" nogil:
         void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
                            const ptrdiff_t *,
                            void *) noexcept nogil
+        void (*plane_masks)(const fc_plane *, unsigned int *) noexcept nogil
+        void (*depthwise)(const fc_plane *, const void *, const void *, const void *, void *) noexcept nogil
         void (*load_patch)(const void *, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int,
                            void *) noexcept nogil
         void (*store_patch)(const void *, int, int, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,

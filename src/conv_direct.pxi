@@ -108,7 +108,88 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
                            NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
 
 
+# ---- depthwise ----
+
+cdef struct DepthwiseJob:
+    const SweepJob *sweep
+    fc_plane plane
+    ptrdiff_t planes, task_planes, blocks, block_rows  # input planes, those of a task; blocks of rows of a plane
+    size_t weights_size  # of a thread's scratch
+
+
+cdef bint is_depthwise(const SweepJob *j) noexcept nogil:
+    """Whether depthwise.h serves: one sweep of one channel with a dense filter of 1, 3, 5 or 7 rows, step 1 or 2."""
+    cdef const fc_sweep *s = j.sweep
+    cdef RowWindow v
+    if j.sweeps != 1:
+        return False
+    v = row_window(s, 1)
+    return (s.channels == 1 and s.ntaps == (v.rows + 1) * (v.span + 1)
+            and s.out_pixel[1] == s.out[2] and s.out_pixel[2] == 1 and s.step[2] <= 2 and (s.step[1] == s.step[2] or s.out[1] == 1) and v.rows <= 6 and v.rows % 2 == 0)
+
+
+cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: some rows of some planes, or all rows."""
+    cdef DepthwiseJob *d = <DepthwiseJob *>job_
+    cdef const SweepJob *j = d.sweep
+    cdef const fc_sweep *s = j.sweep
+    cdef size_t es = j.es
+    cdef fc_plane p = d.plane
+    cdef ptrdiff_t plane0 = task // d.blocks * d.task_planes, plane, g, n, i, t, tap, at, count
+    cdef const char *w
+    cdef const char *x
+    p.first = task % d.blocks * d.block_rows
+    p.last = min(p.first + d.block_rows, p.out[0])
+    count = (p.last - p.first) * p.out[1]
+    for plane in range(plane0, min(plane0 + d.task_planes, d.planes)):
+        n, g = plane // j.groups, plane % j.groups
+        x = j.x + (n * s.in_image + g * p.in_[0] * p.in_[1]) * es
+        for i in range(s.rows):
+            w = j.weight + (g * j.group_stride + i * j.row_stride) * es
+            for t in range(s.ntaps):
+                tap = (s.taps[3 * t + 1] - p.top) * p.kernel[1] + s.taps[3 * t + 2] - p.left
+                memcpy(scratch + tap * es, w + s.weights[t] * es, es)
+            at = n * s.out_image + (g * s.rows + i) * s.out_channel
+            j.k.depthwise(&p, x, scratch, NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es, j.out + at * es)
+            if j.activation or j.residual != NULL:
+                at += p.first * p.out[1]
+                j.k.epilogue(j.out + at * es, count, 1, <int>count, NULL,
+                             NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
+
+
+cdef int run_depthwise(const SweepJob *j, double flops) except -1:
+    cdef DepthwiseJob d
+    cdef const fc_sweep *s = j.sweep
+    cdef RowWindow v = row_window(s, 1)
+    cdef fc_plane *p = &d.plane
+    cdef int threads = threads_for(flops), i
+    d.sweep = j
+    for i in range(2):
+        p.in_[i], p.out[i] = s.in_[i + 1], s.out[i + 1]
+    p.kernel[0], p.kernel[1], p.step, p.top, p.left = v.rows + 1, v.span + 1, s.step[2], v.h, v.w
+    p.masks = ceil_div(s.out[2], j.k.lanes) * p.step
+    d.planes = s.n * j.groups
+    d.blocks = max(<ptrdiff_t>1, min(16 // d.planes, s.out[1] // 8))
+    d.block_rows = ceil_div(ceil_div(s.out[1], d.blocks), 8) * 8
+    d.blocks = ceil_div(s.out[1], d.block_rows)
+    d.task_planes = max(<ptrdiff_t>1, min(8192 // (s.out[1] * s.out[2]), d.planes // 16))
+    d.weights_size = aligned(s.ntaps * j.es)
+    cdef size_t zeros = aligned(s.in_[2] * j.es), bits = aligned(p.masks * p.kernel[1] * sizeof(unsigned int))
+    cdef Arena arena = lease(zeros + bits + threads * d.weights_size)
+    cdef char *memory = <char *>arena.memory
+    p.zeros, p.bits = memory, <unsigned int *>(memory + zeros)
+    with nogil:
+        memset(memory, 0, s.in_[2] * j.es)
+        j.k.plane_masks(p, <unsigned int *>(memory + zeros))
+        run_flushed(depthwise_task, &d, ceil_div(d.planes, d.task_planes) * d.blocks, threads, memory + zeros + bits,
+                    d.weights_size)
+    release(arena)
+    return 0
+
+
 cdef int run_direct(SweepJob *j, double flops) except -1:
+    if is_depthwise(j):
+        return run_depthwise(j, flops)
     cdef ptrdiff_t depth = 0, tasks = 0, packs = 0, slots = 0
     cdef size_t packed = 0, scratch
     cdef int i, threads = threads_for(flops)

@@ -23,6 +23,7 @@
 #undef FC_EXP
 #undef FC_TANH_OF
 #undef FC_EVEN
+#undef FC_ODD
 #undef FC_ZIP_LO
 #undef FC_ZIP_HI
 

@@ -16,6 +16,8 @@
 
 #include "direct.h"
 
+#include "depthwise.h"
+
 #include "winograd.h"
 
 static const fc_kernels FC_LOCAL(table) = {
@@ -45,6 +47,8 @@ static const fc_kernels FC_LOCAL(table) = {
     .direct = FC_KERNEL(direct),
     .copy_phases = FC_KERNEL(copy_phases),
     .direct_dot = FC_KERNEL(direct_dot),
+    .plane_masks = FC_KERNEL(plane_masks),
+    .depthwise = FC_KERNEL(depthwise),
     .load_patch = FC_KERNEL(load_patch),
     .store_patch = FC_KERNEL(store_patch),
     .winograd_input = FC_KERNEL(winograd_input),

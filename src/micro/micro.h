@@ -80,6 +80,17 @@ typedef struct {
     ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
 } fc_pool_row;
 
+/* A depthwise convolution's plane; see depthwise.h. */
+typedef struct {
+    ptrdiff_t in[2], out[2]; /* extents h, w */
+    ptrdiff_t kernel[2], step; /* kernel[0] is 1, 3, 5 or 7, step 1 or 2 */
+    ptrdiff_t top, left;       /* input position of the first tap of output (0, 0) */
+    ptrdiff_t first, last;     /* output rows wanted */
+    const void *zeros;         /* an input row of zeros */
+    ptrdiff_t masks;           /* vectors that a filter column reads of a row */
+    const uint32_t *bits;      /* [filter column / step][masks] */
+} fc_plane;
+
 typedef struct {
     const char *isa;
     int mr, nr, lanes;
@@ -134,6 +145,10 @@ typedef struct {
                         ptrdiff_t pitch, void *dst);
     void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
                        ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
+
+    /* Depthwise convolution; see depthwise.h */
+    void (*plane_masks)(const fc_plane *p, uint32_t *bits);
+    void (*depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, void *y);
 
     /* Winograd's transforms; see winograd.h */
     void (*load_patch)(const void *x, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t row0,

@@ -137,21 +137,26 @@ FC_INLINE void vec_stream(REAL *p, vec v) { vec_store(p, v); }
 
 #endif
 
-/* Two-vector shuffles with constant indices: vec_even(a, b) = a0 a2 a4 ... b0 b2 ...; vec_zip_* interleave a and b. */
+/* Two-vector shuffles with constant indices: vec_even(a, b) = a0 a2 a4 ... b0 b2 ..., vec_odd
+ * a1 a3 a5 ...; vec_zip_* interleave a and b. */
 #if FC_LANES == 16
 #define FC_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define FC_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define FC_ZIP_LO 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define FC_ZIP_HI 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif FC_LANES == 8
 #define FC_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define FC_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #define FC_ZIP_LO 0, 8, 1, 9, 2, 10, 3, 11
 #define FC_ZIP_HI 4, 12, 5, 13, 6, 14, 7, 15
 #elif FC_LANES == 4
 #define FC_EVEN 0, 2, 4, 6
+#define FC_ODD 1, 3, 5, 7
 #define FC_ZIP_LO 0, 4, 1, 5
 #define FC_ZIP_HI 2, 6, 3, 7
 #else
 #define FC_EVEN 0, 2
+#define FC_ODD 1, 3
 #define FC_ZIP_LO 0, 2
 #define FC_ZIP_HI 1, 3
 #endif
@@ -163,6 +168,8 @@ FC_INLINE void vec_stream(REAL *p, vec v) { vec_store(p, v); }
 
 #define vec_even FC_LOCAL(vec_even)
 FC_INLINE vec vec_even(vec a, vec b) { return FC_SHUFFLE(a, b, FC_EVEN); }
+#define vec_odd FC_LOCAL(vec_odd)
+FC_INLINE vec vec_odd(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ODD); }
 #define vec_zip_lo FC_LOCAL(vec_zip_lo)
 FC_INLINE vec vec_zip_lo(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_LO); }
 #define vec_zip_hi FC_LOCAL(vec_zip_hi)
