@@ -64,7 +64,7 @@ cdef extern from "micro.h" nogil:
         ptrdiff_t *in_ "in"
         ptrdiff_t *out
         ptrdiff_t *kernel
-        ptrdiff_t step, top, left, first, last
+        ptrdiff_t step, weight_step, top, left, first, last
         const void *zeros
         ptrdiff_t masks
         const unsigned int *bits
@@ -103,6 +103,8 @@ cdef extern from "micro.h" nogil:
                            void *) noexcept nogil
         void (*plane_masks)(const fc_plane *, unsigned int *) noexcept nogil
         void (*depthwise)(const fc_plane *, const void *, const void *, const void *, void *) noexcept nogil
+        void (*depthwise_spread)(const fc_plane *, const void *, const void *, void *) noexcept nogil
+        void (*depthwise_dot)(const fc_plane *, const void *, const void *, void *) noexcept nogil
         void (*load_patch)(const void *, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int,
                            void *) noexcept nogil
         void (*store_patch)(const void *, int, int, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,

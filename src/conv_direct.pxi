@@ -111,85 +111,163 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
 # ---- depthwise ----
 
 cdef struct DepthwiseJob:
-    const SweepJob *sweep
+    kernels_t k
+    size_t es
     fc_plane plane
-    ptrdiff_t planes, task_planes, blocks, block_rows  # input planes, those of a task; blocks of rows of a plane
-    size_t weights_size  # of a thread's scratch
+    ptrdiff_t groups, rows, taps  # rows: filters of a channel
+    ptrdiff_t planes, task_planes, blocks, block_rows  # planes of x, those of a task; blocks of rows of a plane
+    const char *x
+    const char *weight
+    const char *bias
+    const char *residual
+    char *y
+    int activation
+    double slope
+    bint spread
+    ptrdiff_t shares  # of the images, in a weight gradient
+    size_t sums_size  # a thread's scratch there
 
 
-cdef bint is_depthwise(const SweepJob *j) noexcept nogil:
-    """Whether depthwise.h serves: one sweep of one channel with a dense filter of 1, 3, 5 or 7 rows, step 1 or 2."""
-    cdef const fc_sweep *s = j.sweep
-    cdef RowWindow v
-    if j.sweeps != 1:
+cdef bint depthwise_plane(ConvPlan plan, fc_plane *p):
+    """Whether depthwise.h serves: one channel a group, 1, 3, 5 or 7 rows of taps, step 1 or 2, no dilation."""
+    cdef ptrdiff_t rows = plan.kernel[1]
+    cdef int i
+    if (plan.ic != 1 or plan.in_[0] != 1 or plan.kernel[0] != 1 or plan.pad[0] != 0 or rows > 7 or rows % 2 == 0
+            or plan.dilation[1] != 1 or plan.dilation[2] != 1 or plan.stride[2] > 2
+            or plan.stride[1] != plan.stride[2] and (plan.in_[1] != 1 or plan.out[1] != 1 or rows != 1 or plan.pad[1] != 0)):
         return False
-    v = row_window(s, 1)
-    return (s.channels == 1 and s.ntaps == (v.rows + 1) * (v.span + 1)
-            and s.out_pixel[1] == s.out[2] and s.out_pixel[2] == 1 and s.step[2] <= 2 and (s.step[1] == s.step[2] or s.out[1] == 1) and v.rows <= 6 and v.rows % 2 == 0)
+    for i in range(2):
+        p.in_[i], p.out[i], p.kernel[i] = plan.in_[i + 1], plan.out[i + 1], plan.kernel[i + 1]
+    p.step, p.weight_step, p.top, p.left = plan.stride[2], 1, -plan.pad[1], -plan.pad[2]
+    return True
 
 
 cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: some rows of some planes, or all rows."""
-    cdef DepthwiseJob *d = <DepthwiseJob *>job_
-    cdef const SweepJob *j = d.sweep
-    cdef const fc_sweep *s = j.sweep
+    cdef DepthwiseJob *j = <DepthwiseJob *>job_
     cdef size_t es = j.es
-    cdef fc_plane p = d.plane
-    cdef ptrdiff_t plane0 = task // d.blocks * d.task_planes, plane, g, n, i, t, tap, at, count
-    cdef const char *w
+    cdef fc_plane p = j.plane
+    cdef ptrdiff_t plane0 = task // j.blocks * j.task_planes, plane, i, at, row, count, size = p.out[0] * p.out[1]
     cdef const char *x
-    p.first = task % d.blocks * d.block_rows
-    p.last = min(p.first + d.block_rows, p.out[0])
+    cdef const char *w
+    p.first = task % j.blocks * j.block_rows
+    p.last = min(p.first + j.block_rows, p.out[0])
     count = (p.last - p.first) * p.out[1]
-    for plane in range(plane0, min(plane0 + d.task_planes, d.planes)):
-        n, g = plane // j.groups, plane % j.groups
-        x = j.x + (n * s.in_image + g * p.in_[0] * p.in_[1]) * es
-        for i in range(s.rows):
-            w = j.weight + (g * j.group_stride + i * j.row_stride) * es
-            for t in range(s.ntaps):
-                tap = (s.taps[3 * t + 1] - p.top) * p.kernel[1] + s.taps[3 * t + 2] - p.left
-                memcpy(scratch + tap * es, w + s.weights[t] * es, es)
-            at = n * s.out_image + (g * s.rows + i) * s.out_channel
-            j.k.depthwise(&p, x, scratch, NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es, j.out + at * es)
+    for plane in range(plane0, min(plane0 + j.task_planes, j.planes)):
+        x = j.x + plane * p.in_[0] * p.in_[1] * es
+        for i in range(j.rows):
+            row = plane % j.groups * j.rows + i
+            w = j.weight + (row * j.taps + (0 if p.weight_step > 0 else j.taps - 1)) * es
+            at = (plane * j.rows + i) * size
+            if j.spread:
+                j.k.depthwise_spread(&p, x, w, j.y + at * es)
+            else:
+                j.k.depthwise(&p, x, w, NULL if j.bias == NULL else j.bias + row * es, j.y + at * es)
             if j.activation or j.residual != NULL:
                 at += p.first * p.out[1]
-                j.k.epilogue(j.out + at * es, count, 1, <int>count, NULL,
+                j.k.epilogue(j.y + at * es, count, 1, <int>count, NULL,
                              NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
 
 
-cdef int run_depthwise(const SweepJob *j, double flops) except -1:
-    cdef DepthwiseJob d
-    cdef const fc_sweep *s = j.sweep
-    cdef RowWindow v = row_window(s, 1)
-    cdef fc_plane *p = &d.plane
-    cdef int threads = threads_for(flops), i
-    d.sweep = j
-    for i in range(2):
-        p.in_[i], p.out[i] = s.in_[i + 1], s.out[i + 1]
-    p.kernel[0], p.kernel[1], p.step, p.top, p.left = v.rows + 1, v.span + 1, s.step[2], v.h, v.w
-    p.masks = ceil_div(s.out[2], j.k.lanes) * p.step
-    d.planes = s.n * j.groups
-    d.blocks = max(<ptrdiff_t>1, min(16 // d.planes, s.out[1] // 8))
-    d.block_rows = ceil_div(ceil_div(s.out[1], d.blocks), 8) * 8
-    d.blocks = ceil_div(s.out[1], d.block_rows)
-    d.task_planes = max(<ptrdiff_t>1, min(8192 // (s.out[1] * s.out[2]), d.planes // 16))
-    d.weights_size = aligned(s.ntaps * j.es)
-    cdef size_t zeros = aligned(s.in_[2] * j.es), bits = aligned(p.masks * p.kernel[1] * sizeof(unsigned int))
-    cdef Arena arena = lease(zeros + bits + threads * d.weights_size)
+cdef inline size_t mask_bytes(DepthwiseJob *j):
+    j.plane.masks = ceil_div(j.plane.out[1], j.k.lanes) * j.plane.step
+    return aligned(j.plane.masks * j.plane.kernel[1] * sizeof(unsigned int))
+
+
+cdef void fill_masks(DepthwiseJob *j, char *zeros, char *bits) noexcept nogil:
+    """What all planes share."""
+    memset(zeros, 0, j.plane.in_[1] * j.es)
+    j.k.plane_masks(&j.plane, <unsigned int *>bits)
+    j.plane.zeros, j.plane.bits = zeros, <unsigned int *>bits
+
+
+cdef int run_depthwise(DepthwiseJob *j, double flops) except -1:
+    cdef fc_plane *p = &j.plane
+    cdef size_t zeros = aligned(p.in_[1] * j.es), bits = mask_bytes(j)
+    cdef int threads = threads_for(flops)
+    j.blocks = 1 if j.spread else max(<ptrdiff_t>1, min(16 // j.planes, p.out[0] // 8))
+    j.block_rows = ceil_div(ceil_div(p.out[0], j.blocks), 8) * 8
+    j.blocks = ceil_div(p.out[0], j.block_rows)
+    j.task_planes = max(<ptrdiff_t>1, min(8192 // (p.out[0] * p.out[1]), j.planes // 16))
+    cdef Arena arena = lease(zeros + bits)
     cdef char *memory = <char *>arena.memory
-    p.zeros, p.bits = memory, <unsigned int *>(memory + zeros)
     with nogil:
-        memset(memory, 0, s.in_[2] * j.es)
-        j.k.plane_masks(p, <unsigned int *>(memory + zeros))
-        run_flushed(depthwise_task, &d, ceil_div(d.planes, d.task_planes) * d.blocks, threads, memory + zeros + bits,
-                    d.weights_size)
+        fill_masks(j, memory, memory + zeros)
+        run_flushed(depthwise_task, j, ceil_div(j.planes, j.task_planes) * j.blocks, threads, NULL, 0)
     release(arena)
     return 0
 
 
+cdef int conv_depthwise_output(ConvPlan plan, const SweepJob *sweep) except -1:
+    """The output by depthwise.h; returns whether it serves."""
+    cdef DepthwiseJob j
+    if not depthwise_plane(plan, &j.plane):
+        return 0
+    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, plan.oc, plan.taps, plan.n * plan.groups
+    j.x, j.weight, j.bias, j.residual, j.y = sweep.x, sweep.weight, sweep.bias, sweep.residual, sweep.out
+    j.activation, j.slope, j.spread = sweep.activation, sweep.slope, False
+    run_depthwise(&j, plan.flops)
+    return 1
+
+
+cdef int conv_depthwise_input_gradient(ConvPlan plan, const SweepJob *sweep) except -1:
+    """The input gradient by depthwise.h; returns whether it serves."""
+    cdef DepthwiseJob j
+    cdef fc_plane *p = &j.plane
+    cdef int i
+    if plan.oc != 1 or not depthwise_plane(plan, p):
+        return 0
+    for i in range(2):
+        p.in_[i], p.out[i] = plan.out[i + 1], plan.in_[i + 1]
+    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, 1, plan.taps, plan.n * plan.groups
+    j.x, j.weight, j.bias, j.residual, j.y = sweep.x, sweep.weight, NULL, NULL, sweep.out
+    j.activation, j.slope, j.spread = 0, 0, p.step == 2
+    if p.step == 1:
+        p.weight_step, p.top, p.left = -1, 1 - p.kernel[0] - p.top, 1 - p.kernel[1] - p.left
+    run_depthwise(&j, plan.flops)
+    return 1
+
+
+cdef void depthwise_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: the weight gradient of one channel over one share of the images."""
+    cdef DepthwiseJob *j = <DepthwiseJob *>job_
+    cdef size_t es = j.es
+    cdef const fc_plane *p = &j.plane
+    cdef ptrdiff_t g = task % j.groups, share = task // j.groups, images = j.planes // j.groups, n, i, tap
+    for i in range(j.rows):
+        memset(scratch, 0, j.sums_size)
+        for n in range(images * share // j.shares, images * (share + 1) // j.shares):
+            j.k.depthwise_dot(p, j.x + (n * j.groups + g) * p.in_[0] * p.in_[1] * es,
+                              j.weight + ((n * j.groups + g) * j.rows + i) * p.out[0] * p.out[1] * es, scratch)
+        for tap in range(j.taps):
+            j.k.sum(j.k.lanes, scratch + tap * j.k.lanes * es, j.y + (((share * j.groups + g) * j.rows + i) * j.taps + tap) * es)
+
+
+cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, const char *x, char *grad_weight) except -1:
+    """The weight gradient by depthwise.h; returns whether it serves.  Images are cut into shares, summed pairwise."""
+    cdef DepthwiseJob j
+    cdef int threads = threads_for(plan.flops)
+    cdef ptrdiff_t weights = plan.groups * plan.oc * plan.taps
+    if not depthwise_plane(plan, &j.plane):
+        return 0
+    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, plan.oc, plan.taps, plan.n * plan.groups
+    j.x, j.weight = x, grad_output
+    j.plane.first, j.plane.last = 0, j.plane.out[0]
+    j.shares = max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
+    j.sums_size = aligned(plan.taps * j.k.lanes * j.es)
+    cdef size_t zeros = aligned(j.plane.in_[1] * j.es), bits = mask_bytes(&j), partial = aligned(j.shares * weights * j.es)
+    cdef Arena arena = lease(partial + zeros + bits + threads * j.sums_size)
+    j.y = <char *>arena.memory
+    with nogil:
+        fill_masks(&j, j.y + partial, j.y + partial + zeros)
+        run_flushed(depthwise_weights_task, &j, j.groups * j.shares, threads, j.y + partial + zeros + bits, j.sums_size)
+        pairwise(j.k, j.es, j.y, weights, j.shares, weights)
+        memcpy(grad_weight, j.y, weights * j.es)
+    release(arena)
+    return 1
+
+
 cdef int run_direct(SweepJob *j, double flops) except -1:
-    if is_depthwise(j):
-        return run_depthwise(j, flops)
     cdef ptrdiff_t depth = 0, tasks = 0, packs = 0, slots = 0
     cdef size_t packed = 0, scratch
     cdef int i, threads = threads_for(flops)
@@ -261,6 +339,9 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] gra
     cdef int threads = threads_for(plan.flops)
     cdef ptrdiff_t weights = plan.groups * plan.oc * plan.ic * plan.taps
     cdef RowWindow v
+    if conv_depthwise_weight_gradient(plan, <const char *>&grad_output[0, 0, 0, 0], <const char *>&x[0, 0, 0, 0],
+                                      <char *>&grad_weight[0, 0, 0, 0]):
+        return 0
     j.k, j.es, j.s, j.groups = plan.k, plan.es, &plan.output, plan.groups
     j.x, j.grad_output = <const char *>&x[0, 0, 0, 0], <const char *>&grad_output[0, 0, 0, 0]
     j.direct_rows, j.shares = plan.direct_weight_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))

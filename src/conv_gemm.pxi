@@ -377,6 +377,8 @@ cdef int conv_gemm_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[
     job.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
     job.activation, job.slope = activation, slope
     job.direct_rows = plan.direct_rows
+    if job.direct_rows and conv_depthwise_output(plan, &job):
+        return 0
     return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)
 
 
@@ -391,6 +393,8 @@ cdef int conv_gemm_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_o
     job.bias, job.residual = NULL, NULL
     job.activation, job.slope = 0, 0
     job.direct_rows = plan.direct_gradient_rows
+    if job.direct_rows and conv_depthwise_input_gradient(plan, &job):
+        return 0
     if plan.gradient_holes:
         memset(job.out, 0, grad_input.size * plan.es)
     return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)

@@ -5,7 +5,15 @@
  * A tile is R output rows x V vectors, its accumulators in registers.  For each column j of the filter, its K weights
  * are in registers too, and every vector of an input row is loaded once and serves all output rows that it meets:
  * R + K - 1 loads for R K multiply-adds.  Rows outside the image are a row of zeros, columns outside are masked lanes,
- * the same for all rows.  At step 2 a pair of loads gives filter column j the even pixels and column j + 1 the odd. */
+ * the same for all rows.  At step 2 a pair of loads gives filter column j the even pixels and column j + 1 the odd.
+ *
+ * The other two passes have the same tiles:
+ *
+ *     input gradient   dX[r][c] = sum of w[i][j] * dY[(r - top - i) / 2][(c - left - j) / 2] where 2 divides both: rows
+ *                      and columns by parity, 4 sets of accumulators, interleaved as they are stored.  (At step 1 it is
+ *                      a convolution with the filter turned: weight_step = -1.)
+ *     weight gradient  dW[i][j] = sum of dY[r][o] * x[r * step + top + i][o * step + left + j]: R rows of dY stay in
+ *                      registers for all K taps of a column; each tap has a vector of sums. */
 
 #if FC_MR == 8
 #define FC_PLANE_VECTORS 4
@@ -19,14 +27,14 @@ enum { FC_LOCAL(most_rows) = 2 * (FC_PLANE_ROWS(1) - 1) + 7 }; /* input rows of 
 /* acc += column j of the filter, or at step 2 columns j and, if `both`, j + 1 */
 #define plane_column FC_LOCAL(plane_column)
 FC_INLINE void plane_column(const int K, const int step, const int V, const int both, const REAL *const *row,
-                            ptrdiff_t col, const uint32_t *bits, const REAL *w, ptrdiff_t ldw,
+                            ptrdiff_t col, const uint32_t *bits, const REAL *w, const fc_plane *p,
                             vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS]) {
     const int R = FC_PLANE_ROWS(V);
     vec w0[7], w1[7];
     FC_UNROLL
     for (int k = 0; k < K; k++) {
-        w0[k] = vec_splat(w[k * ldw]);
-        if (both) w1[k] = vec_splat(w[k * ldw + 1]);
+        w0[k] = vec_splat(w[k * p->kernel[1] * p->weight_step]);
+        if (both) w1[k] = vec_splat(w[(k * p->kernel[1] + 1) * p->weight_step]);
     }
     FC_UNROLL
     for (int i = 0; i < step * (R - 1) + K; i++) {
@@ -63,9 +71,9 @@ FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_pla
         for (int v = 0; v < V; v++) acc[r][v] = vec_splat(bias);
     }
     ptrdiff_t j = 0;
-    for (; j + step <= cols; j += step, bits += p->masks)
-        plane_column(K, step, V, step == 2, row, col + j, bits, w + j, cols, acc);
-    if (j < cols) plane_column(K, step, V, 0, row, col + j, bits, w + j, cols, acc);
+    for (; j + step <= cols; j += step)
+        plane_column(K, step, V, step == 2, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
+    if (j < cols) plane_column(K, step, V, 0, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         if (r >= rows) break;
@@ -94,50 +102,227 @@ FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_pl
     }
 }
 
+/* DO(V, o) for strips of V vectors from column o on that cover `count` columns, as even as they can be */
+#if FC_PLANE_VECTORS == 4
+#define FC_WIDE_STRIPS(DO, o) \
+    case 3: DO(3, o); break; \
+    case 4: DO(4, o); break;
+#else
+#define FC_WIDE_STRIPS(DO, o)
+#endif
+#define FC_EACH_STRIP(count, DO) \
+    for (ptrdiff_t left_ = ((count) + FC_LANES - 1) / FC_LANES, o_ = 0, v_; left_ > 0; left_ -= v_, o_ += v_ * FC_LANES) { \
+        const ptrdiff_t strips_ = (left_ + FC_PLANE_VECTORS - 1) / FC_PLANE_VECTORS; \
+        v_ = (left_ + strips_ - 1) / strips_; \
+        switch (v_) { \
+        case 1: DO(1, o_); break; \
+        case 2: DO(2, o_); break; \
+            FC_WIDE_STRIPS(DO, o_) \
+        } \
+    }
+
 #define plane_strips FC_LOCAL(plane_strips)
 FC_INLINE void plane_strips(const int K, const int step, const fc_plane *p, const REAL *x, const REAL *w, REAL bias,
                             REAL *y) {
-    enum { WIDEST = FC_PLANE_VECTORS };
-    ptrdiff_t vectors = (p->out[1] + FC_LANES - 1) / FC_LANES, o = 0;
-    while (vectors > 0) {
-        /* strips of the widest tile, the rest in even parts */
-        const ptrdiff_t strips = (vectors + WIDEST - 1) / WIDEST, V = (vectors + strips - 1) / strips;
-        switch (V) {
-        case 1: plane_strip(K, step, 1, p, x, w, bias, o, y); break;
-        case 2: plane_strip(K, step, 2, p, x, w, bias, o, y); break;
-#if FC_PLANE_VECTORS == 4
-        case 3: plane_strip(K, step, 3, p, x, w, bias, o, y); break;
-        case 4: plane_strip(K, step, 4, p, x, w, bias, o, y); break;
-#endif
-        }
-        vectors -= V;
-        o += V * FC_LANES;
-    }
+#define FC_STRIP(V, o) plane_strip(K, step, V, p, x, w, bias, o, y)
+    FC_EACH_STRIP(p->out[1], FC_STRIP)
+#undef FC_STRIP
 }
 
-/* masks of all vectors of an input row that filter columns j = 0, step, 2 step ... read: bits[j / step * masks + i] */
+/* bits[j * masks + i]: the lanes inside the image of the i-th vector that filter column j reads of a row */
 static void FC_KERNEL(plane_masks)(const fc_plane *p, uint32_t *bits) {
-    for (ptrdiff_t j = 0; j < p->kernel[1]; j += p->step)
+    for (ptrdiff_t j = 0; j < p->kernel[1]; j++)
         for (ptrdiff_t i = 0; i < p->masks; i++) {
-            const ptrdiff_t col = p->left + j + i * FC_LANES;
-            *bits++ = bits_range(-col, p->in[1] - col);
+            const ptrdiff_t col = p->left + j + i * FC_LANES, left = p->out[1] * p->step - i * FC_LANES;
+            *bits++ = bits_range(-col, left < p->in[1] - col ? left : p->in[1] - col);
         }
 }
+
+/* DO(K, step) for the filter's rows and the step */
+#define FC_EACH_PLANE(p, DO) \
+    switch ((p)->kernel[0] * 2 + (p)->step - 1) { \
+    case 2: DO(1, 1); break; \
+    case 3: DO(1, 2); break; \
+    case 6: DO(3, 1); break; \
+    case 7: DO(3, 2); break; \
+    case 10: DO(5, 1); break; \
+    case 11: DO(5, 2); break; \
+    case 14: DO(7, 1); break; \
+    case 15: DO(7, 2); break; \
+    }
 
 /* Output rows [first, last) of a plane */
 static void FC_KERNEL(depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, void *y) {
     const REAL b = bias ? *(const REAL *)bias : 0;
-    switch (p->kernel[0] * 2 + p->step - 1) {
-#define FC_CASE(k, s) \
-    case k * 2 + s - 1: plane_strips(k, s, p, x, w, b, y); break;
-        FC_CASE(1, 1)
-        FC_CASE(3, 1)
-        FC_CASE(5, 1)
-        FC_CASE(7, 1)
-        FC_CASE(1, 2)
-        FC_CASE(3, 2)
-        FC_CASE(5, 2)
-        FC_CASE(7, 2)
-#undef FC_CASE
+#define FC_PLANE(K, step) plane_strips(K, step, p, x, w, b, y)
+    FC_EACH_PLANE(p, FC_PLANE)
+#undef FC_PLANE
+}
+
+/* ---- input gradient, step 2; dY is `in`, dX is `out`; top and left are the first tap's, not above 0 ---- */
+
+/* acc[u][row parity][column parity] += columns j and, if `both`, j + 1 of the filter */
+#define spread_column FC_LOCAL(spread_column)
+FC_INLINE void spread_column(const int K, const int U, const int V, const int both, const fc_plane *p, const REAL *g,
+                             const REAL *w, ptrdiff_t u0, ptrdiff_t col, vec acc[2][2][2][2]) {
+    const int back = (K - 1) / 2; /* rows of dY above u that reach it */
+    vec w0[7], w1[7];
+    uint32_t bits[2];
+    FC_UNROLL
+    for (int v = 0; v < V; v++) bits[v] = bits_range(-col - v * FC_LANES, p->in[1] - col - v * FC_LANES);
+    FC_UNROLL
+    for (int k = 0; k < K; k++) {
+        w0[k] = vec_splat(w[k * p->kernel[1]]);
+        if (both) w1[k] = vec_splat(w[k * p->kernel[1] + 1]);
+    }
+    FC_UNROLL
+    for (int i = -back; i < U; i++) {
+        const ptrdiff_t q = u0 + i;
+        const REAL *row = q >= 0 && q < p->in[0] ? g + q * p->in[1] : (const REAL *)p->zeros;
+        FC_UNROLL
+        for (int v = 0; v < V; v++) {
+            const vec gv = vec_load_bits(row + col + v * FC_LANES, bits[v]);
+            FC_UNROLL
+            for (int k = 0; k < K; k++) {
+                const int u = i + k / 2;
+                if (u < 0 || u >= U) continue;
+                acc[u][k % 2][0][v] += w0[k] * gv;
+                if (both) acc[u][k % 2][1][v] += w1[k] * gv;
+            }
+        }
     }
 }
+
+/* Rows 2 u + top and 2 u + top + 1 of dX for u0 <= u < u0 + U, columns 2 t + left and 2 t + left + 1 for V vectors of t */
+#define spread_tile FC_LOCAL(spread_tile)
+FC_INLINE void spread_tile(const int K, const int U, const int V, const fc_plane *p, const REAL *g, const REAL *w,
+                           ptrdiff_t u0, ptrdiff_t t0, REAL *y) {
+    vec acc[2][2][2][2];
+    FC_UNROLL
+    for (int u = 0; u < U; u++) {
+        FC_UNROLL
+        for (int v = 0; v < V; v++) acc[u][0][0][v] = acc[u][0][1][v] = acc[u][1][0][v] = acc[u][1][1][v] = (vec){0};
+    }
+    ptrdiff_t j = 0;
+    for (; j + 2 <= p->kernel[1]; j += 2) spread_column(K, U, V, 1, p, g, w + j, u0, t0 - j / 2, acc);
+    if (j < p->kernel[1]) spread_column(K, U, V, 0, p, g, w + j, u0, t0 - j / 2, acc);
+    const ptrdiff_t c = 2 * t0 + p->left;
+    FC_UNROLL
+    for (int u = 0; u < 2 * U; u++) {
+        const ptrdiff_t r = 2 * u0 + u + p->top;
+        if (r < 0 || r >= p->out[0]) continue;
+        FC_UNROLL
+        for (int v = 0; v < V; v++) {
+            const vec even = acc[u / 2][u % 2][0][v], odd = acc[u / 2][u % 2][1][v];
+            const ptrdiff_t at = c + 2 * v * FC_LANES;
+            REAL *dst = y + r * p->out[1] + at;
+            vec_store_bits(dst, vec_zip_lo(even, odd), bits_range(-at, p->out[1] - at));
+            vec_store_bits(dst + FC_LANES, vec_zip_hi(even, odd),
+                           bits_range(-at - FC_LANES, p->out[1] - at - FC_LANES));
+        }
+    }
+}
+
+#define spread FC_LOCAL(spread)
+FC_INLINE void spread(const int K, const fc_plane *p, const REAL *g, const REAL *w, REAL *y) {
+    const ptrdiff_t t0 = -p->left / 2, t1 = (p->out[1] - 1 - p->left) / 2 + 1;
+    const ptrdiff_t u0 = -p->top / 2, u1 = (p->out[0] - 1 - p->top) / 2 + 1;
+    for (ptrdiff_t u = u0; u < u1; u += 2) {
+        ptrdiff_t t = t0;
+        for (; t + FC_LANES < t1; t += 2 * FC_LANES) spread_tile(K, 2, 2, p, g, w, u, t, y);
+        if (t < t1) spread_tile(K, 2, 1, p, g, w, u, t, y);
+    }
+}
+
+static void FC_KERNEL(depthwise_spread)(const fc_plane *p, const void *g, const void *w, void *y) {
+    switch (p->kernel[0]) {
+    case 1: spread(1, p, g, w, y); break;
+    case 3: spread(3, p, g, w, y); break;
+    case 5: spread(5, p, g, w, y); break;
+    case 7: spread(7, p, g, w, y); break;
+    }
+}
+
+/* ---- weight gradient ---- */
+
+#define FC_DOT_ROWS(K, V) (FC_MR < 8 ? 2 : (V) == 1 ? 8 : (K) <= 3 || (V) == 2 ? 4 : 2)
+#define FC_DOT_CHAINS(K) (FC_MR == 8 && (K) <= 3 ? 4 : 2)
+
+/* acc[k] += dY * x[k ...] over R rows and V vectors, for one column of the filter */
+#define dot_tile FC_LOCAL(dot_tile)
+FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const fc_plane *p, const REAL *x,
+                        ptrdiff_t r0, ptrdiff_t col, const uint32_t *bits, const REAL *g, uint32_t last,
+                        vec acc[7][4]) {
+    vec gv[8][FC_PLANE_VECTORS];
+    FC_UNROLL
+    for (int r = 0; r < R; r++) {
+        FC_UNROLL
+        for (int v = 0; v < V; v++)
+            gv[r][v] = vec_load_bits(g + r * p->out[1] + v * FC_LANES, v == V - 1 ? last : FC_ALL);
+    }
+    FC_UNROLL
+    for (int i = 0; i < step * (R - 1) + K; i++) {
+        const ptrdiff_t h = r0 * step + p->top + i;
+        const REAL *row = h >= 0 && h < p->in[0] ? x + h * p->in[1] : (const REAL *)p->zeros;
+        FC_UNROLL
+        for (int v = 0; v < V; v++) {
+            const REAL *src = row + col + v * step * FC_LANES;
+            vec xv = vec_load_bits(src, bits[v * step]);
+            if (step == 2) xv = vec_even(xv, vec_load_bits(src + FC_LANES, bits[v * step + 1]));
+            FC_UNROLL
+            for (int r = 0; r < R; r++) {
+                const int k = i - step * r;
+                if (k >= 0 && k < K) acc[k][(r * V + v) % FC_DOT_CHAINS(K)] += gv[r][v] * xv;
+            }
+        }
+    }
+}
+
+#define dot_strip FC_LOCAL(dot_strip)
+FC_INLINE void dot_strip(const int K, const int step, const int V, const fc_plane *p, const REAL *x, const REAL *g,
+                         ptrdiff_t o, REAL *sums) {
+    const int R = FC_DOT_ROWS(K, V), chains = FC_DOT_CHAINS(K);
+    const uint32_t last = bits_range(0, p->out[1] - o - (V - 1) * FC_LANES);
+    for (ptrdiff_t j = 0; j < p->kernel[1]; j++) {
+        const ptrdiff_t col = o * step + p->left + j;
+        const uint32_t *bits = p->bits + j * p->masks + o / FC_LANES * step;
+        vec acc[7][4];
+        FC_UNROLL
+        for (int k = 0; k < K; k++) {
+            acc[k][0] = vec_load(sums + (k * p->kernel[1] + j) * FC_LANES);
+            FC_UNROLL
+            for (int c = 1; c < chains; c++) acc[k][c] = (vec){0};
+        }
+        ptrdiff_t r = p->first;
+        for (; r + R <= p->last; r += R) dot_tile(K, step, R, V, p, x, r, col, bits, g + r * p->out[1] + o, last, acc);
+        for (; r < p->last; r++) dot_tile(K, step, 1, V, p, x, r, col, bits, g + r * p->out[1] + o, last, acc);
+        FC_UNROLL
+        for (int k = 0; k < K; k++) {
+            FC_UNROLL
+            for (int c = 1; c < chains; c++) acc[k][0] += acc[k][c];
+            vec_store(sums + (k * p->kernel[1] + j) * FC_LANES, acc[k][0]);
+        }
+    }
+}
+
+#define dot_strips FC_LOCAL(dot_strips)
+FC_INLINE void dot_strips(const int K, const int step, const fc_plane *p, const REAL *x, const REAL *g, REAL *sums) {
+#define FC_STRIP(V, o) dot_strip(K, step, V, p, x, g, o, sums)
+    FC_EACH_STRIP(p->out[1], FC_STRIP)
+#undef FC_STRIP
+}
+
+/* sums[tap][lanes] += dY * x over output rows [first, last) of a plane */
+static void FC_KERNEL(depthwise_dot)(const fc_plane *p, const void *x, const void *g, void *sums) {
+#define FC_PLANE(K, step) dot_strips(K, step, p, x, g, sums)
+    FC_EACH_PLANE(p, FC_PLANE)
+#undef FC_PLANE
+}
+
+#undef FC_EACH_STRIP
+#undef FC_WIDE_STRIPS
+#undef FC_EACH_PLANE
+#undef FC_PLANE_VECTORS
+#undef FC_PLANE_ROWS
+#undef FC_DOT_ROWS
+#undef FC_DOT_CHAINS

@@ -84,11 +84,12 @@ typedef struct {
 typedef struct {
     ptrdiff_t in[2], out[2]; /* extents h, w */
     ptrdiff_t kernel[2], step; /* kernel[0] is 1, 3, 5 or 7, step 1 or 2 */
+    ptrdiff_t weight_step;     /* 1, or -1 for a filter that is read from its end */
     ptrdiff_t top, left;       /* input position of the first tap of output (0, 0) */
     ptrdiff_t first, last;     /* output rows wanted */
     const void *zeros;         /* an input row of zeros */
     ptrdiff_t masks;           /* vectors that a filter column reads of a row */
-    const uint32_t *bits;      /* [filter column / step][masks] */
+    const uint32_t *bits;      /* [filter column][masks] */
 } fc_plane;
 
 typedef struct {
@@ -149,6 +150,8 @@ typedef struct {
     /* Depthwise convolution; see depthwise.h */
     void (*plane_masks)(const fc_plane *p, uint32_t *bits);
     void (*depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, void *y);
+    void (*depthwise_spread)(const fc_plane *p, const void *g, const void *w, void *y);
+    void (*depthwise_dot)(const fc_plane *p, const void *x, const void *g, void *sums);
 
     /* Winograd's transforms; see winograd.h */
     void (*load_patch)(const void *x, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t row0,
