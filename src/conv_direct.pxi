@@ -9,6 +9,8 @@ pixels are not packed.  A task owns some output rows of one image and group:
 
 In the weight gradient lanes are pixels and every (oc, ic, tap) is a dot product, taken for up to nine taps at a time; a
 task owns a group and a fixed share of the images.
+
+Where a group has one input channel (depthwise), filters of up to seven rows need no copies: see micro/depthwise.h.
 """
 
 cdef struct RowWindow:
@@ -134,12 +136,17 @@ cdef bint depthwise_plane(ConvPlan plan, fc_plane *p):
     cdef int i
     if (plan.ic != 1 or plan.in_[0] != 1 or plan.kernel[0] != 1 or plan.pad[0] != 0 or rows > 7 or rows % 2 == 0
             or plan.dilation[1] != 1 or plan.dilation[2] != 1 or plan.stride[2] > 2
-            or plan.stride[1] != plan.stride[2] and (plan.in_[1] != 1 or plan.out[1] != 1 or rows != 1 or plan.pad[1] != 0)):
+            or plan.stride[1] != plan.stride[2]
+            and (plan.in_[1] != 1 or plan.out[1] != 1 or rows != 1 or plan.pad[1] != 0)):
         return False
     for i in range(2):
         p.in_[i], p.out[i], p.kernel[i] = plan.in_[i + 1], plan.out[i + 1], plan.kernel[i + 1]
     p.step, p.weight_step, p.top, p.left = plan.stride[2], 1, -plan.pad[1], -plan.pad[2]
     return True
+
+
+cdef inline void depthwise_job(ConvPlan plan, ptrdiff_t rows, DepthwiseJob *j):
+    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, rows, plan.taps, plan.n * plan.groups
 
 
 cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -203,7 +210,7 @@ cdef int conv_depthwise_output(ConvPlan plan, const SweepJob *sweep) except -1:
     cdef DepthwiseJob j
     if not depthwise_plane(plan, &j.plane):
         return 0
-    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, plan.oc, plan.taps, plan.n * plan.groups
+    depthwise_job(plan, plan.oc, &j)
     j.x, j.weight, j.bias, j.residual, j.y = sweep.x, sweep.weight, sweep.bias, sweep.residual, sweep.out
     j.activation, j.slope, j.spread = sweep.activation, sweep.slope, False
     run_depthwise(&j, plan.flops)
@@ -219,7 +226,7 @@ cdef int conv_depthwise_input_gradient(ConvPlan plan, const SweepJob *sweep) exc
         return 0
     for i in range(2):
         p.in_[i], p.out[i] = plan.out[i + 1], plan.in_[i + 1]
-    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, 1, plan.taps, plan.n * plan.groups
+    depthwise_job(plan, 1, &j)
     j.x, j.weight, j.bias, j.residual, j.y = sweep.x, sweep.weight, NULL, NULL, sweep.out
     j.activation, j.slope, j.spread = 0, 0, p.step == 2
     if p.step == 1:
@@ -240,22 +247,25 @@ cdef void depthwise_weights_task(void *job_, ptrdiff_t task, char *scratch) noex
             j.k.depthwise_dot(p, j.x + (n * j.groups + g) * p.in_[0] * p.in_[1] * es,
                               j.weight + ((n * j.groups + g) * j.rows + i) * p.out[0] * p.out[1] * es, scratch)
         for tap in range(j.taps):
-            j.k.sum(j.k.lanes, scratch + tap * j.k.lanes * es, j.y + (((share * j.groups + g) * j.rows + i) * j.taps + tap) * es)
+            j.k.sum(j.k.lanes, scratch + tap * j.k.lanes * es,
+                    j.y + (((share * j.groups + g) * j.rows + i) * j.taps + tap) * es)
 
 
-cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, const char *x, char *grad_weight) except -1:
+cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, const char *x,
+                                        char *grad_weight) except -1:
     """The weight gradient by depthwise.h; returns whether it serves.  Images are cut into shares, summed pairwise."""
     cdef DepthwiseJob j
     cdef int threads = threads_for(plan.flops)
     cdef ptrdiff_t weights = plan.groups * plan.oc * plan.taps
     if not depthwise_plane(plan, &j.plane):
         return 0
-    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, plan.oc, plan.taps, plan.n * plan.groups
+    depthwise_job(plan, plan.oc, &j)
     j.x, j.weight = x, grad_output
     j.plane.first, j.plane.last = 0, j.plane.out[0]
     j.shares = max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
     j.sums_size = aligned(plan.taps * j.k.lanes * j.es)
-    cdef size_t zeros = aligned(j.plane.in_[1] * j.es), bits = mask_bytes(&j), partial = aligned(j.shares * weights * j.es)
+    cdef size_t zeros = aligned(j.plane.in_[1] * j.es), bits = mask_bytes(&j)
+    cdef size_t partial = aligned(j.shares * weights * j.es)
     cdef Arena arena = lease(partial + zeros + bits + threads * j.sums_size)
     j.y = <char *>arena.memory
     with nogil:

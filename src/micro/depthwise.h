@@ -41,9 +41,9 @@ FC_INLINE void plane_column(const int K, const int step, const int V, const int 
         FC_UNROLL
         for (int v = 0; v < V; v++) {
             const REAL *src = row[i] + col + v * step * FC_LANES;
-            vec even = vec_load_bits(src, bits[v * step]), odd = even;
+            vec even = vec_load_edge(src, bits[v * step]), odd = even;
             if (step == 2) {
-                const vec next = vec_load_bits(src + FC_LANES, bits[v * step + 1]);
+                const vec next = vec_load_edge(src + FC_LANES, bits[v * step + 1]);
                 if (both) odd = vec_odd(even, next);
                 even = vec_even(even, next);
             }
@@ -87,6 +87,7 @@ FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_pla
 #define plane_strip FC_LOCAL(plane_strip)
 FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_plane *p, const REAL *x, const REAL *w,
                            REAL bias, ptrdiff_t o, REAL *y) {
+    enum { AHEAD = 8 }; /* rows: masked loads do not train the prefetchers */
     const int R = FC_PLANE_ROWS(V), inputs = step * (R - 1) + K;
     const ptrdiff_t left = p->out[1] - o;
     const uint32_t last = bits_range(0, left - (V - 1) * FC_LANES);
@@ -97,8 +98,14 @@ FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_pl
             const ptrdiff_t h = r * step + p->top + i;
             row[i] = h >= 0 && h < p->in[0] ? x + h * p->in[1] : (const REAL *)p->zeros;
         }
-        plane_tile(K, step, V, p, row, o * step + p->left, p->bits + o / FC_LANES * step, w, bias, y + r * p->out[1] + o,
-                   p->last - r, last);
+        FC_UNROLL
+        for (int i = 0; i < R * step; i++) {
+            const REAL *next = x + (r * step + p->top + inputs + i + AHEAD) * p->in[1] + o * step;
+            FC_UNROLL
+            for (int v = 0; v < V * step; v++) __builtin_prefetch(next + v * FC_LANES);
+        }
+        plane_tile(K, step, V, p, row, o * step + p->left, p->bits + o / FC_LANES * step, w, bias,
+                   y + r * p->out[1] + o, p->last - r, last);
     }
 }
 
@@ -111,12 +118,15 @@ FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_pl
 #define FC_WIDE_STRIPS(DO, o)
 #endif
 #define FC_EACH_STRIP(count, DO) \
-    for (ptrdiff_t left_ = ((count) + FC_LANES - 1) / FC_LANES, o_ = 0, v_; left_ > 0; left_ -= v_, o_ += v_ * FC_LANES) { \
+    for (ptrdiff_t left_ = ((count) + FC_LANES - 1) / FC_LANES, o_ = 0, v_; left_ > 0; \
+         left_ -= v_, o_ += v_ * FC_LANES) { \
         const ptrdiff_t strips_ = (left_ + FC_PLANE_VECTORS - 1) / FC_PLANE_VECTORS; \
         v_ = (left_ + strips_ - 1) / strips_; \
         switch (v_) { \
         case 1: DO(1, o_); break; \
-        case 2: DO(2, o_); break; \
+        case 2: \
+            DO(2, o_); \
+            break; \
             FC_WIDE_STRIPS(DO, o_) \
         } \
     }
@@ -181,7 +191,7 @@ FC_INLINE void spread_column(const int K, const int U, const int V, const int bo
         const REAL *row = q >= 0 && q < p->in[0] ? g + q * p->in[1] : (const REAL *)p->zeros;
         FC_UNROLL
         for (int v = 0; v < V; v++) {
-            const vec gv = vec_load_bits(row + col + v * FC_LANES, bits[v]);
+            const vec gv = vec_load_edge(row + col + v * FC_LANES, bits[v]);
             FC_UNROLL
             for (int k = 0; k < K; k++) {
                 const int u = i + k / 2;
@@ -245,30 +255,29 @@ static void FC_KERNEL(depthwise_spread)(const fc_plane *p, const void *g, const 
 
 /* ---- weight gradient ---- */
 
+enum { FC_LOCAL(band) = 32 };
 #define FC_DOT_ROWS(K, V) (FC_MR < 8 ? 2 : (V) == 1 ? 8 : (K) <= 3 || (V) == 2 ? 4 : 2)
 #define FC_DOT_CHAINS(K) (FC_MR == 8 && (K) <= 3 ? 4 : 2)
 
 /* acc[k] += dY * x[k ...] over R rows and V vectors, for one column of the filter */
 #define dot_tile FC_LOCAL(dot_tile)
-FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const fc_plane *p, const REAL *x,
-                        ptrdiff_t r0, ptrdiff_t col, const uint32_t *bits, const REAL *g, uint32_t last,
-                        vec acc[7][4]) {
+FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const REAL *const *row, ptrdiff_t col,
+                        const uint32_t *bits, const REAL *g, ptrdiff_t ldg, uint32_t last, vec acc[7][4]) {
     vec gv[8][FC_PLANE_VECTORS];
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         FC_UNROLL
         for (int v = 0; v < V; v++)
-            gv[r][v] = vec_load_bits(g + r * p->out[1] + v * FC_LANES, v == V - 1 ? last : FC_ALL);
+            gv[r][v] =
+                v == V - 1 ? vec_load_edge(g + r * ldg + v * FC_LANES, last) : vec_load(g + r * ldg + v * FC_LANES);
     }
     FC_UNROLL
     for (int i = 0; i < step * (R - 1) + K; i++) {
-        const ptrdiff_t h = r0 * step + p->top + i;
-        const REAL *row = h >= 0 && h < p->in[0] ? x + h * p->in[1] : (const REAL *)p->zeros;
         FC_UNROLL
         for (int v = 0; v < V; v++) {
-            const REAL *src = row + col + v * step * FC_LANES;
-            vec xv = vec_load_bits(src, bits[v * step]);
-            if (step == 2) xv = vec_even(xv, vec_load_bits(src + FC_LANES, bits[v * step + 1]));
+            const REAL *src = row[i] + col + v * step * FC_LANES;
+            vec xv = vec_load_edge(src, bits[v * step]);
+            if (step == 2) xv = vec_even(xv, vec_load_edge(src + FC_LANES, bits[v * step + 1]));
             FC_UNROLL
             for (int r = 0; r < R; r++) {
                 const int k = i - step * r;
@@ -278,14 +287,23 @@ FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, c
     }
 }
 
-#define dot_strip FC_LOCAL(dot_strip)
-FC_INLINE void dot_strip(const int K, const int step, const int V, const fc_plane *p, const REAL *x, const REAL *g,
-                         ptrdiff_t o, REAL *sums) {
+/* A band of at most BAND rows, V vectors wide, for all columns of the filter; it stays in L1 for them */
+#define dot_band FC_LOCAL(dot_band)
+FC_INLINE void dot_band(const int K, const int step, const int V, const fc_plane *p, const REAL *x, const REAL *g,
+                        ptrdiff_t o, ptrdiff_t r0, ptrdiff_t rows, REAL *sums) {
     const int R = FC_DOT_ROWS(K, V), chains = FC_DOT_CHAINS(K);
     const uint32_t last = bits_range(0, p->out[1] - o - (V - 1) * FC_LANES);
+    const REAL *row[2 * FC_LOCAL(band) + 7];
+    for (ptrdiff_t i = 0; i < step * (rows - 1) + K; i++) {
+        const ptrdiff_t h = r0 * step + p->top + i;
+        row[i] = h >= 0 && h < p->in[0] ? x + h * p->in[1] : (const REAL *)p->zeros;
+        FC_UNROLL
+        for (int v = 0; v < V * step; v++) __builtin_prefetch(row[i] + o * step + v * FC_LANES);
+    }
     for (ptrdiff_t j = 0; j < p->kernel[1]; j++) {
-        const ptrdiff_t col = o * step + p->left + j;
+        const ptrdiff_t col = o * step + p->left + j, ldg = p->out[1];
         const uint32_t *bits = p->bits + j * p->masks + o / FC_LANES * step;
+        const REAL *from = g + r0 * ldg + o;
         vec acc[7][4];
         FC_UNROLL
         for (int k = 0; k < K; k++) {
@@ -293,9 +311,10 @@ FC_INLINE void dot_strip(const int K, const int step, const int V, const fc_plan
             FC_UNROLL
             for (int c = 1; c < chains; c++) acc[k][c] = (vec){0};
         }
-        ptrdiff_t r = p->first;
-        for (; r + R <= p->last; r += R) dot_tile(K, step, R, V, p, x, r, col, bits, g + r * p->out[1] + o, last, acc);
-        for (; r < p->last; r++) dot_tile(K, step, 1, V, p, x, r, col, bits, g + r * p->out[1] + o, last, acc);
+        ptrdiff_t r = 0;
+        for (; r + R <= rows; r += R)
+            dot_tile(K, step, R, V, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
+        for (; r < rows; r++) dot_tile(K, step, 1, V, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
         FC_UNROLL
         for (int k = 0; k < K; k++) {
             FC_UNROLL
@@ -307,9 +326,12 @@ FC_INLINE void dot_strip(const int K, const int step, const int V, const fc_plan
 
 #define dot_strips FC_LOCAL(dot_strips)
 FC_INLINE void dot_strips(const int K, const int step, const fc_plane *p, const REAL *x, const REAL *g, REAL *sums) {
-#define FC_STRIP(V, o) dot_strip(K, step, V, p, x, g, o, sums)
-    FC_EACH_STRIP(p->out[1], FC_STRIP)
+    for (ptrdiff_t r = p->first; r < p->last; r += FC_LOCAL(band)) {
+        const ptrdiff_t rows = p->last - r < FC_LOCAL(band) ? p->last - r : FC_LOCAL(band);
+#define FC_STRIP(V, o) dot_band(K, step, V, p, x, g, o, r, rows, sums)
+        FC_EACH_STRIP(p->out[1], FC_STRIP)
 #undef FC_STRIP
+    }
 }
 
 /* sums[tap][lanes] += dY * x over output rows [first, last) of a plane */

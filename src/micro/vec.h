@@ -49,17 +49,20 @@ FC_INLINE uint32_t bits_range(ptrdiff_t lo, ptrdiff_t hi) {
 }
 
 #define vec_load_bits FC_LOCAL(vec_load_bits)
+#define vec_load_edge FC_LOCAL(vec_load_edge)
 #define vec_store_bits FC_LOCAL(vec_store_bits)
 #define vec_stream FC_LOCAL(vec_stream) /* store past the caches; p is aligned to the vector */
 #define vec_mask FC_LOCAL(vec_mask)
 
 #if FC_VEC_BYTES == 64
 
-/* A masked load that crosses a cache line does not train the prefetchers of Zen: whole vectors are loaded plainly. */
+/* A masked load that crosses a cache line does not train the prefetchers of Zen: whole vectors are loaded plainly.
+ * vec_load_edge is for masks that are seldom whole, and for data that were prefetched. */
 #if FC_REAL_BYTES == 4
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm512_maskz_loadu_ps((__mmask16)bits, p);
 }
+FC_INLINE vec vec_load_edge(const REAL *p, uint32_t bits) { return (vec)_mm512_maskz_loadu_ps((__mmask16)bits, p); }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
     if (bits == FC_ALL)
         vec_store(p, v);
@@ -71,6 +74,7 @@ FC_INLINE void vec_stream(REAL *p, vec v) { _mm512_stream_ps(p, (__m512)v); }
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm512_maskz_loadu_pd((__mmask8)bits, p);
 }
+FC_INLINE vec vec_load_edge(const REAL *p, uint32_t bits) { return (vec)_mm512_maskz_loadu_pd((__mmask8)bits, p); }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
     if (bits == FC_ALL)
         vec_store(p, v);
@@ -135,6 +139,10 @@ FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { vec_store(p, v); }
 
+#endif
+
+#if FC_VEC_BYTES < 64
+FC_INLINE vec vec_load_edge(const REAL *p, uint32_t bits) { return vec_load_bits(p, bits); }
 #endif
 
 /* Two-vector shuffles with constant indices: vec_even(a, b) = a0 a2 a4 ... b0 b2 ..., vec_odd
