@@ -158,22 +158,28 @@ def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
     return (max(1, min(s.height, max(8, (32 << 10) // row))),)
 
 
+def winograd_tiles(g: ConvGeometry, size: tuple[int, int, int]) -> tuple[int, int]:
+    """Rows and columns of the tiles of an image of `size`, or of each of the residues that a dilation leaves."""
+    m = 7 - g.kernel[2]
+    high, wide = (math.ceil(math.ceil(i / d) / m) for i, d in zip(size[1:], g.dilation[1:], strict=True))
+    return high, wide
+
+
 def winograd_blocking(
-    n: int, height: int, width: int, channels: int, r: int, tile: Tile
+    g: ConvGeometry, size: tuple[int, int, int], channels: int, tile: Tile
 ) -> tuple[int, int, int, int, int]:
-    """Blocking (r, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
+    """Blocking (r, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass over an image of `size`.
 
     A patch has about 32 tiles, up to 16 in a row; a block's transformed tiles, 36 numbers a tile and channel, stay in
     the third-level cache between the phases, and a task's products in the second-level one.
     """
-    m = 7 - r
-    tiles_h, tiles_w = math.ceil(height / m), math.ceil(width / m)
+    tiles_h, tiles_w = winograd_tiles(g, size)
     patch_w = math.ceil(tiles_w / math.ceil(tiles_w / 16))
     patch_h = math.ceil(tiles_h / math.ceil(tiles_h / max(1, 32 // patch_w)))
     tiles = patch_h * patch_w
     block = max(1, TRANSFORMED_BYTES // (36 * tiles * channels * tile.item))
     task = max(1, min(block, TASK_TILES // tiles))
-    return r, patch_h, patch_w, max(block // task, 1) * task, task
+    return g.kernel[2], patch_h, patch_w, max(block // task, 1) * task, task
 
 
 # ---- costs ----
@@ -197,13 +203,13 @@ def direct_cost(s: Sweep, tile: Tile) -> float:
     return s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
 
 
-def winograd_cost(n: int, height: int, width: int, groups: int, channels: int, rows: int, r: int, tile: Tile) -> float:
-    """Cycles of a Winograd pass."""
-    m = 7 - r
-    tiles = n * math.ceil(height / m) * math.ceil(width / m)
+def winograd_cost(g: ConvGeometry, size: tuple[int, int, int], channels: int, rows: int, tile: Tile) -> float:
+    """Cycles of a Winograd pass over an image of `size`."""
+    tiles = g.n * size[0] * math.prod(g.dilation) * math.prod(winograd_tiles(g, size))
     c, k = (math.ceil(x / tile.lanes) * tile.lanes for x in (channels, rows))
-    work = tiles * (18 * channels * k + IN * c + OUT * k) + FILTER * channels * k
-    return groups * work / tile.lanes
+    strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
+    work = tiles * (18 * channels * k + strided * (IN * c + OUT * k)) + FILTER * channels * k
+    return g.groups * work / tile.lanes
 
 
 def gemm_weight_cost(g: ConvGeometry, tile: Tile) -> float:
@@ -248,7 +254,7 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
 
 def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
     """Return how each pass is computed: by `algorithm`, or for "auto" by the cheapest."""
-    ic, oc, r = g.ic // g.groups, g.oc // g.groups, g.kernel[2]
+    ic, oc = g.ic // g.groups, g.oc // g.groups
     output, gradient = _sweeps(g)
     costs = {
         "output": {"gemm": gemm_cost(output, tile)},
@@ -262,19 +268,18 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
         ("output", "direct"): lambda: direct_blocking(output, tile),
         ("input_gradient", "direct"): lambda: direct_blocking(gradient, tile),
         ("weight_gradient", "direct"): lambda: direct_blocking(output, tile),
-        ("output", "winograd"): lambda: winograd_blocking(g.n, *g.out_size[1:], ic, r, tile),
-        ("input_gradient", "winograd"): lambda: winograd_blocking(g.n, *g.in_size[1:], oc, r, tile),
-        ("weight_gradient", "winograd"): lambda: winograd_blocking(g.n, *g.out_size[1:], (ic + oc) // 2, r, tile),
+        ("output", "winograd"): lambda: winograd_blocking(g, g.out_size, ic, tile),
+        ("input_gradient", "winograd"): lambda: winograd_blocking(g, g.in_size, oc, tile),
+        ("weight_gradient", "winograd"): lambda: winograd_blocking(g, g.out_size, (ic + oc) // 2, tile),
     }
     if "direct" in g.algorithms:
         costs["output"]["direct"] = direct_cost(output, tile)
         costs["input_gradient"]["direct"] = direct_cost(gradient, tile)
         costs["weight_gradient"]["direct"] = direct_weight_cost(g, tile)
     if "winograd" in g.algorithms and (tile.item == 4 or algorithm == "winograd"):  # float64 on request
-        (_, ih, iw), (_, oh, ow) = g.in_size, g.out_size
-        costs["output"]["winograd"] = winograd_cost(g.n, oh, ow, g.groups, ic, oc, r, tile)
-        costs["input_gradient"]["winograd"] = winograd_cost(g.n, ih, iw, g.groups, oc, ic, r, tile)
-        costs["weight_gradient"]["winograd"] = winograd_cost(g.n, oh, ow, g.groups, ic, oc, r, tile)
+        costs["output"]["winograd"] = winograd_cost(g, g.out_size, ic, oc, tile)
+        costs["input_gradient"]["winograd"] = winograd_cost(g, g.in_size, oc, ic, tile)
+        costs["weight_gradient"]["winograd"] = winograd_cost(g, g.out_size, ic, oc, tile)
     passes = {}
     for name in PASSES:
         chosen = min(costs[name], key=costs[name].get) if algorithm == "auto" else algorithm

@@ -343,7 +343,7 @@ def _conv(
         Receives the result.
     algorithm : "auto", "gemm", "direct" or "winograd"
         "gemm" sums the products themselves, and so does "direct", for few channels; "winograd" needs a 3x3 or 5x5
-        kernel, stride 1 and dilation 1, and rounds a little more. "auto" is the cheapest by prediction, and never
+        kernel and stride 1, and rounds a little more. "auto" is the cheapest by prediction, and never
         Winograd in float64.
 
     Returns

@@ -62,7 +62,7 @@ class ConvGeometry:
     def algorithms(self) -> tuple[str, ...]:
         """Algorithms that can compute it."""
         direct = ("direct",) if self.ndim < 3 else ()
-        square = self.kernel in ((1, 3, 3), (1, 5, 5)) and self.stride == self.dilation == (1, 1, 1)
+        square = self.kernel in ((1, 3, 3), (1, 5, 5)) and self.stride == (1, 1, 1) and self.pad[0] == (0, 0)
         return ("gemm", *direct, *(("winograd",) if square else ()))
 
     @property

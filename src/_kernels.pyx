@@ -60,6 +60,12 @@ cdef extern from "micro.h" nogil:
         void *line
         ptrdiff_t skip, line_end, line_size
 
+    ctypedef struct fc_image:
+        ptrdiff_t plane
+        int channels
+        ptrdiff_t height, width, row, col
+        ptrdiff_t *step
+
     ctypedef struct fc_plane:
         ptrdiff_t *in_ "in"
         ptrdiff_t *out
@@ -105,10 +111,8 @@ cdef extern from "micro.h" nogil:
         void (*depthwise)(const fc_plane *, const void *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_spread)(const fc_plane *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_dot)(const fc_plane *, const void *, const void *, void *) noexcept nogil
-        void (*load_patch)(const void *, ptrdiff_t, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int,
-                           void *) noexcept nogil
-        void (*store_patch)(const void *, int, int, int, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
-                            ptrdiff_t) noexcept nogil
+        void (*load_patch)(const fc_image *, const void *, int, int, void *) noexcept nogil
+        void (*store_patch)(const fc_image *, const void *, int, int, void *) noexcept nogil
         void (*winograd_input)(const void *, int, int, int, int, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*winograd_filters)(int, const void *, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, int, void *,
                                  ptrdiff_t) noexcept nogil

@@ -1,4 +1,4 @@
-"""Convolution by Winograd's minimal filtering, r x r with r = 3 or 5, stride 1: all three passes.
+"""Convolution by Winograd's minimal filtering, r x r with r = 3 or 5, stride 1, any dilation: all three passes.
 
     U[p][k][c]    = (G g G^T)[p]       filters, p = 0 .. 35 the points of a tile (micro/winograd.h)
     V[p][t][c]    = (B^T d B)[p]       tiles t of the image, m x m outputs each, m = 7 - r
@@ -18,6 +18,9 @@ stored). A block of patches goes through two phases, each with its tasks:
     2. task = some patches x a panel of nr    36 products into the thread's own M, which stays in L2 -> Y
        weight gradient: task = a point x some channels: dU[p] += V[p]^T D[p]
 
+A dilation d splits the image into d x d images of its residues, each convolved without dilation: a patch then takes every
+d-th pixel.  The depth of a volume is planes that know nothing of each other.
+
 Planes [p] lie an odd number of cache lines apart, or 36 streams would fall into the same sets.  A result that is not
 finite may come from an overflow or NaN that belongs to other pixels of its tile: the call is then done again by packed
 GEMM.
@@ -34,7 +37,9 @@ cdef struct WinogradJob:
     Winograd w
     ptrdiff_t m, group, groups
     ptrdiff_t n, channels, rows  # of a group: summed over, computed
+    ptrdiff_t depth  # planes of an image, each convolved by itself
     ptrdiff_t in_h, in_w, out_h, out_w, pad_h, pad_w
+    ptrdiff_t[2] dilation
     ptrdiff_t patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
     ptrdiff_t chunk  # channels a task of phase 1
     const char *x
@@ -80,25 +85,32 @@ cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
                          j.u + ((row // j.k.nr * j.channels + c) * j.k.nr + row % j.k.nr) * j.es, j.u_plane)
 
 
-cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, ptrdiff_t *n, ptrdiff_t *h,
-                                ptrdiff_t *w) noexcept nogil:
-    """Image and first output pixel of a patch."""
-    n[0] = patch // (j.patches_h * j.patches_w)
-    h[0] = patch // j.patches_w % j.patches_h * j.w.tiles_h * j.m
-    w[0] = patch % j.patches_w * j.w.tiles_w * j.m
+cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image *image, ptrdiff_t *n,
+                                ptrdiff_t *d) noexcept nogil:
+    """Image, plane and first output pixel of a patch; the residues of a dilation are neighbouring patches."""
+    cdef ptrdiff_t w = patch % j.dilation[1], rest = patch // j.dilation[1], h = rest % j.dilation[0]
+    rest //= j.dilation[0]
+    image.row = h + rest // j.patches_w % j.patches_h * j.w.tiles_h * j.m * j.dilation[0]
+    image.col = w + rest % j.patches_w * j.w.tiles_w * j.m * j.dilation[1]
+    image.step[0], image.step[1] = j.dilation[0], j.dilation[1]
+    rest //= j.patches_h * j.patches_w
+    n[0], d[0] = rest // j.depth, rest % j.depth
 
 
 cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: V of one patch of the block and a chunk of channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks, plane = j.in_h * j.in_w, n, h, w, c
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks, plane = j.in_h * j.in_w, n, d, c
     cdef int rows = <int>(j.w.tiles_h * j.m + j.w.r - 1), cols = <int>(j.w.tiles_w * j.m + j.w.r - 1)
-    patch_position(j, j.patch0 + patch, &n, &h, &w)
+    cdef fc_image image
+    patch_position(j, j.patch0 + patch, &image, &n, &d)
+    image.row -= j.pad_h
+    image.col -= j.pad_w
+    image.height, image.width, image.plane = j.in_h, j.in_w, j.depth * plane
     for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.channels) by j.k.lanes:
-        j.k.load_patch(j.x + ((n * j.groups + j.group) * j.channels + c) * plane * j.es, plane,
-                       <int>min(<ptrdiff_t>j.k.lanes,
-                                j.channels - c), j.in_h, j.in_w, h - j.pad_h, w - j.pad_w, rows, cols,
-                       scratch)
+        image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.channels - c)
+        j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.depth + d) * plane * j.es, rows,
+                       cols, scratch)
         j.k.winograd_input(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
                            j.v + (patch * patch_tiles(j) * j.v_stride + c) * j.es, j.v_plane, j.v_stride)
 
@@ -127,12 +139,13 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
     cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, whole_lanes(j, j.rows - row0))
     cdef ptrdiff_t tiles = (patch1 - patch0) * patch_tiles(j)
-    cdef ptrdiff_t c, i, col, n, h, w, at, patch
-    cdef int lanes, height, width
-    cdef char *products = scratch + j.patch_size
+    cdef ptrdiff_t c, col, n, d, at, patch
+    cdef int height = <int>(j.w.tiles_h * j.m), width = <int>(j.w.tiles_w * j.m)
+    cdef fc_image image
+    cdef char *residual = scratch + j.patch_size
+    cdef char *products = residual + (0 if j.residual == NULL else j.patch_size)
     cdef const char *v = j.v + patch0 * patch_tiles(j) * j.v_stride * es
     cdef char *u = products + j.m_size
-    cdef char *y
     if j.fused:
         for c from 0 <= c < j.channels by j.chunk:
             for col from 0 <= col < cols by k.lanes:
@@ -142,30 +155,29 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
             multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), tiles, cols, c > 0, products)
     else:
         multiply_tiles(j, v, j.u + row0 * j.channels * es, j.channels, tiles, cols, False, products)
+    image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
     for patch in range(patch0, patch1):
-        patch_position(j, j.patch0 + patch, &n, &h, &w)
-        height, width = <int>min(j.w.tiles_h * j.m, j.out_h - h), <int>min(j.w.tiles_w * j.m, j.out_w - w)
+        patch_position(j, j.patch0 + patch, &image, &n, &d)
         for col from 0 <= col < cols by k.lanes:
-            lanes = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
-            at = (n * j.groups + j.group) * j.rows + row0 + col
+            image.channels = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
+            at = (((n * j.groups + j.group) * j.rows + row0 + col) * j.depth + d) * plane * es
             if not k.winograd_output(<int>j.m, products + ((patch - patch0) * patch_tiles(j) * nr + col) * es,
                                      j.m_plane, nr, <int>j.w.tiles_h, <int>j.w.tiles_w,
-                                     NULL if j.bias == NULL else j.bias + (row0 + col) * es, lanes, scratch):
+                                     NULL if j.bias == NULL else j.bias + (row0 + col) * es, image.channels, scratch):
                 j.finite = 0
-            k.store_patch(scratch, <int>(j.w.tiles_h * j.m), <int>(j.w.tiles_w * j.m), lanes, j.out_h, j.out_w, h, w,
-                          j.y + at * plane * es, plane)
+            if j.residual != NULL:
+                k.load_patch(&image, j.residual + at, height, width, residual)
             if j.activation or j.residual != NULL:
-                for i in range(height):
-                    y = j.y + (at * plane + (h + i) * j.out_w + w) * es
-                    k.epilogue(y, plane, lanes, width, NULL, NULL if j.residual == NULL else j.residual + (y - j.y),
-                               j.activation, j.slope)
+                k.epilogue(scratch, 0, 1, height * width * k.lanes, NULL, NULL if j.residual == NULL else residual,
+                           j.activation, j.slope)
+            k.store_patch(&image, scratch, height, width, j.y + at)
 
 
 cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.m = 7 - j.w.r
-    j.patches_h = ceil_div(j.out_h, j.w.tiles_h * j.m)
-    j.patches_w = ceil_div(j.out_w, j.w.tiles_w * j.m)
-    j.patches = j.n * j.patches_h * j.patches_w
+    j.patches_h = ceil_div(ceil_div(j.out_h, j.dilation[0]), j.w.tiles_h * j.m)
+    j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.w.tiles_w * j.m)
+    j.patches = j.n * j.depth * j.dilation[0] * j.dilation[1] * j.patches_h * j.patches_w
     j.w.block_patches = min(j.w.block_patches, j.patches)
     j.v_stride = whole_lanes(j, j.channels)
     j.v_plane = odd_lines(j.w.block_patches * patch_tiles(j) * j.v_stride, j.es)
@@ -187,7 +199,7 @@ cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights, double flops) exc
     j.m_plane = odd_lines(tiles * j.k.nr, j.es)
     j.m_size = aligned(POINTS * j.m_plane * j.es)
     cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)
-    cdef size_t scratch = j.patch_size + j.m_size
+    cdef size_t scratch = j.patch_size * (1 if j.residual == NULL else 2) + j.m_size
     if j.fused:
         scratch += u
         u = 0
@@ -222,6 +234,7 @@ cdef int conv_winograd_output(ConvPlan plan, const real[:, :, :, ::1] x, const r
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
     j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
     j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
+    j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
     j.x, j.weight, j.y = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0, 0]
     j.row_stride, j.channel_stride, j.flip = plan.ic * plan.taps, plan.taps, 0
     j.bias = NULL if bias is None else <const char *>&bias[0]
@@ -236,7 +249,9 @@ cdef int conv_winograd_input_gradient(ConvPlan plan, const real[:, :, :, ::1] gr
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_gradient
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.oc, plan.ic
     j.in_h, j.in_w, j.out_h, j.out_w = plan.out[1], plan.out[2], plan.in_[1], plan.in_[2]
-    j.pad_h, j.pad_w = plan.kernel[1] - 1 - plan.pad[1], plan.kernel[2] - 1 - plan.pad[2]
+    j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
+    j.pad_h = (plan.kernel[1] - 1) * plan.dilation[1] - plan.pad[1]
+    j.pad_w = (plan.kernel[2] - 1) * plan.dilation[2] - plan.pad[2]
     j.x, j.weight = <const char *>&grad_output[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
     j.y = <char *>&grad_input[0, 0, 0, 0]
     j.row_stride, j.channel_stride, j.flip = plan.taps, plan.ic * plan.taps, 1
@@ -255,12 +270,15 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
         image_task(job_, task, scratch)
         return
     task -= images
-    cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks, plane = j.out_h * j.out_w, n, h, w, c
+    cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks, plane = j.out_h * j.out_w, n, d, c
     cdef int rows = <int>(j.w.tiles_h * j.m), cols = <int>(j.w.tiles_w * j.m)
-    patch_position(j, j.patch0 + patch, &n, &h, &w)
+    cdef fc_image image
+    patch_position(j, j.patch0 + patch, &image, &n, &d)
+    image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
     for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.rows) by j.k.lanes:
-        j.k.load_patch(j.y + ((n * j.groups + j.group) * j.rows + c) * plane * j.es, plane,
-                       <int>min(<ptrdiff_t>j.k.lanes, j.rows - c), j.out_h, j.out_w, h, w, rows, cols, scratch)
+        image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.rows - c)
+        j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.depth + d) * plane * j.es, rows, cols,
+                       scratch)
         j.k.winograd_gradient(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
                               j.d + ((c // j.k.nr * j.w.block_patches + patch) * patch_tiles(j) * j.k.nr
                                      + c % j.k.nr) * j.es,
@@ -327,6 +345,7 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
     j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
     j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
+    j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
     j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&grad_output[0, 0, 0, 0]
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
     plan_patches(&j)

@@ -128,6 +128,20 @@ CASES = [
     Case("channel multiplier 3", (2, 5, 8, 9), (15, 1, 3, 3), {"groups": 5, "padding": 1}),
     Case("kernel is the whole image", (3, 5, 6, 7), (9, 5, 6, 7)),
     Case("kernel is the whole padded image", (3, 5, 3, 4), (9, 5, 5, 6), {"padding": 1}),
+    Case("depthwise 5x5, stride 2, odd size", (2, 3, 19, 37), (3, 1, 5, 5), {"groups": 3, "stride": 2, "padding": 2}),
+    Case("depthwise 7x7, five vectors wide", (1, 2, 9, 75), (2, 1, 7, 7), {"groups": 2, "padding": 3}),
+    Case("depthwise 7x7, stride 2", (1, 2, 40, 41), (2, 1, 7, 7), {"groups": 2, "padding": (3, 1), "stride": 2}),
+    Case("depthwise, no padding, more rows than a band", (1, 2, 70, 9), (4, 1, 3, 2), {"groups": 2}),
+    Case(
+        "depthwise, padding larger than the kernel",
+        (2, 2, 4, 5),
+        (2, 1, 3, 3),
+        {"groups": 2, "padding": 4, "stride": 2},
+    ),
+    Case("depthwise, stride by dimension", (1, 2, 8, 9), (2, 1, 3, 3), {"groups": 2, "stride": (1, 2)}),
+    Case(
+        "depthwise signals, stride 2", (2, 3, 1, 50), (3, 1, 1, 4), {"groups": 3, "stride": (1, 2), "padding": (0, 2)}
+    ),
     Case("signals as 1xW", (2, 4, 1, 53), (6, 4, 1, 5), {"padding": (0, 2)}),
     Case("signals as Hx1", (2, 4, 53, 1), (6, 4, 5, 1), {"padding": (2, 0)}),
     Case("no image", (0, 3, 6, 6), (4, 3, 3, 3)),
@@ -169,6 +183,15 @@ WINOGRAD = [
     Case("Winograd: blocks of patches", (9, 37, 21, 22), (20, 37, 3, 3), {"padding": 1}),
     Case("Winograd: 5x5", (2, 17, 9, 11), (19, 17, 5, 5), {"padding": 2}),
     Case("Winograd: 5x5, groups", (1, 6, 8, 7), (4, 3, 5, 5), {"groups": 2}),
+    Case(
+        "Winograd: dilation 2, residues of unequal size", (2, 17, 15, 13), (18, 17, 3, 3), {"padding": 2, "dilation": 2}
+    ),
+    Case("Winograd: dilation by dimension", (1, 3, 22, 19), (5, 3, 3, 3), {"padding": (4, 3), "dilation": (4, 3)}),
+    Case("Winograd: dilation larger than the image", (2, 3, 5, 7), (4, 3, 3, 3), {"padding": 9, "dilation": 9}),
+    Case(
+        "Winograd: 5x5, dilation 1 by 2", (1, 6, 9, 12), (4, 3, 5, 5), {"groups": 2, "dilation": (1, 2), "padding": 4}
+    ),
+    Case("Winograd: planes of a volume", (2, 4, 3, 9, 10), (6, 2, 1, 3, 3), {"groups": 2, "padding": (0, 1, 1)}),
     Case("Winograd: padding larger than the kernel", (1, 3, 5, 4), (4, 3, 3, 3), {"padding": ((0, 5), (4, 1))}),
 ]
 

@@ -80,6 +80,13 @@ typedef struct {
     ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
 } fc_pool_row;
 
+/* Up to `lanes` channels of an image, seen from (row, col) on in steps: what Winograd's tiles are cut from. */
+typedef struct {
+    ptrdiff_t plane; /* elements between channels */
+    int channels;
+    ptrdiff_t height, width, row, col, step[2];
+} fc_image;
+
 /* A depthwise convolution's plane; see depthwise.h. */
 typedef struct {
     ptrdiff_t in[2], out[2]; /* extents h, w */
@@ -154,10 +161,8 @@ typedef struct {
     void (*depthwise_dot)(const fc_plane *p, const void *x, const void *g, void *sums);
 
     /* Winograd's transforms; see winograd.h */
-    void (*load_patch)(const void *x, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t row0,
-                       ptrdiff_t col0, int rows, int cols, void *patch);
-    void (*store_patch)(const void *patch, int rows, int cols, int channels, ptrdiff_t height, ptrdiff_t width,
-                        ptrdiff_t row0, ptrdiff_t col0, void *y, ptrdiff_t plane);
+    void (*load_patch)(const fc_image *x, const void *src, int rows, int cols, void *patch);
+    void (*store_patch)(const fc_image *y, const void *patch, int rows, int cols, void *dst);
     void (*winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *v, ptrdiff_t plane,
                            ptrdiff_t stride);
     void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,

@@ -62,21 +62,26 @@ FC_INLINE void interpolate(const int n, const vec m[6], vec *y) {
     y[n - 1] += m[5];
 }
 
-/* 16 channels of an image, transposed: patch[row][column][lanes] = x[lane][row0 + row][col0 + column], zero outside. */
-static void FC_KERNEL(load_patch)(const void *x_, ptrdiff_t plane, int channels, ptrdiff_t height, ptrdiff_t width,
-                                  ptrdiff_t row0, ptrdiff_t col0, int rows, int cols, void *patch_) {
-    REAL *patch = patch_;
+/* Inlined with a constant step */
+#define load_rows FC_LOCAL(load_rows)
+FC_INLINE void load_rows(const fc_image *x, const REAL *src, int rows, int cols, const ptrdiff_t step, REAL *patch) {
     for (int i = 0; i < rows; i++, patch += (ptrdiff_t)cols * FC_LANES) {
-        const ptrdiff_t row = row0 + i;
-        const int inside = row >= 0 && row < height;
-        const REAL *src = (const REAL *)x_ + row * width + col0;
+        const ptrdiff_t row = x->row + i * x->step[0];
+        const int inside = row >= 0 && row < x->height;
         for (int j = 0; j < cols; j += FC_LANES) {
-            const uint32_t bits = inside ? bits_range(-col0 - j, width - col0 - j) : 0;
+            const ptrdiff_t col = x->col + j * step, at = row * x->width + col;
+            const ptrdiff_t lo = ceil_div(-col, step), hi = ceil_div(x->width - col, step);
+            const int first = lo < 0 ? 0 : (int)lo, last = hi < FC_LANES ? (int)hi : FC_LANES;
+            const uint32_t bits = inside ? bits_range(lo, hi) : 0;
             vec v[FC_LANES];
             if (bits) {
                 FC_UNROLL
-                for (int l = 0; l < FC_LANES; l++)
-                    v[l] = l < channels ? vec_load_bits(src + l * plane + j, bits) : (vec){0};
+                for (int l = 0; l < FC_LANES; l++) {
+                    const REAL *from = src + l * x->plane + at;
+                    v[l] = l >= x->channels ? (vec){0}
+                           : step == 1      ? vec_load_bits(from, bits)
+                                            : load_lanes(from, step, first, last);
+                }
                 vec_transpose(v);
             } else {
                 FC_UNROLL
@@ -89,22 +94,38 @@ static void FC_KERNEL(load_patch)(const void *x_, ptrdiff_t plane, int channels,
     }
 }
 
-/* The way back: y[lane][row0 + row][col0 + column] = patch[row][column][lane] inside the image. */
-static void FC_KERNEL(store_patch)(const void *patch_, int rows, int cols, int channels, ptrdiff_t height,
-                                   ptrdiff_t width, ptrdiff_t row0, ptrdiff_t col0, void *y_, ptrdiff_t plane) {
+/* Some channels of an image, transposed: patch[i][j][lanes] = x[lane][row + i * step][col + j * step], zero outside. */
+static void FC_KERNEL(load_patch)(const fc_image *x, const void *src, int rows, int cols, void *patch) {
+    if (x->step[1] == 1)
+        load_rows(x, src, rows, cols, 1, patch);
+    else if (x->step[1] == 2)
+        load_rows(x, src, rows, cols, 2, patch);
+    else
+        load_rows(x, src, rows, cols, x->step[1], patch);
+}
+
+/* The way back: y[lane][row + i * step][col + j * step] = patch[i][j][lane] inside the image. */
+static void FC_KERNEL(store_patch)(const fc_image *y, const void *patch_, int rows, int cols, void *dst_) {
     const REAL *patch = patch_;
-    for (int i = 0; i < rows && row0 + i < height; i++, patch += (ptrdiff_t)cols * FC_LANES) {
-        REAL *dst = (REAL *)y_ + (row0 + i) * width + col0;
-        for (int j = 0; j < cols && col0 + j < width; j += FC_LANES) {
-            const ptrdiff_t left = width - col0 - j < cols - j ? width - col0 - j : cols - j;
+    const ptrdiff_t step = y->step[1], width = ceil_div(y->width - y->col, step);
+    for (int i = 0; i < rows && y->row + i * y->step[0] < y->height; i++, patch += (ptrdiff_t)cols * FC_LANES) {
+        REAL *dst = (REAL *)dst_ + (y->row + i * y->step[0]) * y->width + y->col;
+        for (int j = 0; j < cols && j < width; j += FC_LANES) {
+            const ptrdiff_t left = width - j < cols - j ? width - j : cols - j;
             const uint32_t bits = bits_range(0, left);
             vec v[FC_LANES];
             FC_UNROLL
             for (int l = 0; l < FC_LANES; l++) v[l] = l < left ? vec_load(patch + (j + l) * FC_LANES) : (vec){0};
             vec_transpose(v);
             FC_UNROLL
-            for (int l = 0; l < FC_LANES; l++)
-                if (l < channels) vec_store_bits(dst + l * plane + j, v[l], bits);
+            for (int l = 0; l < FC_LANES; l++) {
+                if (l >= y->channels) break;
+                REAL *to = dst + l * y->plane + j * step;
+                if (step == 1)
+                    vec_store_bits(to, v[l], bits);
+                else
+                    for (int e = 0; e < FC_LANES && e < left; e++) to[e * step] = v[l][e];
+            }
         }
     }
 }
