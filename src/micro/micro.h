@@ -80,6 +80,18 @@ typedef struct {
     ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
 } fc_pool_row;
 
+/* Where the indices of consecutive outputs o may lie: at base + first[o] + kd * pitch[0] + kh * pitch[1] + kw * dilation,
+ * less than extent[o] behind its row's first, inside the plane.  Positions are below 2^31, sums are taken modulo 2^32.
+ */
+typedef struct {
+    uint32_t plane, base;
+    const uint32_t *first, *extent;
+    ptrdiff_t rows[2], pitch[2];
+    uint32_t dilation;
+} fc_pool_windows;
+
+enum { FC_CHECKED = 64 }; /* indices that are checked at a time */
+
 typedef struct {
     const char *isa;
     int mr, nr, lanes;
@@ -123,8 +135,9 @@ typedef struct {
   /* One output row of a pool; see pool.h. */
     void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);
     void (*avg_pool_row)(const fc_pool_row *p, void *y);
-    ptrdiff_t (*max_pool_check)(const fc_pool_row *p, const int64_t *index);
-    void (*max_pool_scatter)(ptrdiff_t n, const void *g, const int64_t *index, void *gx);
+    ptrdiff_t (*max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index);
+    void (*max_pool_scatter)(ptrdiff_t planes, ptrdiff_t n, const void *g, const int64_t *index, ptrdiff_t plane,
+                             void *gx);
     void (*avg_pool_spread)(const fc_pool_row *p, const void *g, void *gx);
 
     /* Direct convolution of few channels; see direct.h */

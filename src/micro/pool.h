@@ -167,46 +167,46 @@ static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y, int64_t *inde
     }
 }
 
-/* How many of an output row's indices lie outside their windows */
-static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_row *p, const int64_t *index) {
-    ptrdiff_t d0, d1, h0, h1, bad = 0;
-    clip_taps(p, 0, &d0, &d1);
-    clip_taps(p, 1, &h0, &h1);
-    enum { BLOCK = 64 };
-    const uint64_t plane = (uint64_t)(p->in[0] * p->in[1] * p->in[2]); /* below 2^31, as geometry.py sees to */
-    const uint32_t width = (uint32_t)p->in[2], extent = (uint32_t)((p->kernel[2] - 1) * p->dilation[2] + 1);
-    const uint32_t step = (uint32_t)p->step, dilation = (uint32_t)p->dilation[2];
-    for (ptrdiff_t o = 0; o < p->out; o += BLOCK) {
-        const int n = p->out - o < BLOCK ? (int)(p->out - o) : BLOCK;
-        const uint32_t start = (uint32_t)(o * p->step - p->before);
-        uint32_t at[BLOCK], good[BLOCK];
-        for (int i = 0; i < n; i++) {
-            at[i] = (uint64_t)index[o + i] < plane ? (uint32_t)index[o + i] : UINT32_MAX;
-            good[i] = 0;
-        }
-        for (ptrdiff_t kd = d0; kd < d1; kd++)
-            for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                const ptrdiff_t d = p->start[0] + kd * p->dilation[0], h = p->start[1] + kh * p->dilation[1];
-                const uint32_t row = (uint32_t)((d * p->in[1] + h) * p->in[2]);
-                for (int i = 0; i < n; i++) {
-                    const uint32_t w = at[i] - row, tap = w - start - (uint32_t)i * step;
-                    good[i] |= (w < width) & (tap < extent);
-                }
-                if (dilation > 1)
-                    for (int i = 0; i < n; i++) {
-                        const uint32_t w = at[i] - row, tap = w - start - (uint32_t)i * step;
-                        if (w < width && tap % dilation) good[i] = 0;
-                    }
-            }
-        for (int i = 0; i < n; i++) bad += !good[i];
+/* How many of n consecutive outputs' indices lie outside their windows; inlined with a constant n */
+#define outside FC_LOCAL(outside)
+FC_INLINE ptrdiff_t outside(const fc_pool_windows *p, const int n, const ptrdiff_t o, const int64_t *index) {
+    const uint32_t *first = p->first + o, *extent = p->extent + o;
+    uint32_t at[FC_CHECKED], good[FC_CHECKED], bad = 0;
+    for (int i = 0; i < n; i++) {
+        at[i] = (uint32_t)index[i] - p->base - first[i];
+        good[i] = 0;
     }
+    for (ptrdiff_t kd = 0; kd < p->rows[0]; kd++)
+        for (ptrdiff_t kh = 0; kh < p->rows[1]; kh++) {
+            const uint32_t row = (uint32_t)(kd * p->pitch[0] + kh * p->pitch[1]);
+            if (p->dilation == 1)
+                for (int i = 0; i < n; i++) good[i] |= at[i] - row < extent[i];
+            else
+                for (int i = 0; i < n; i++) good[i] |= at[i] - row < extent[i] && (at[i] - row) % p->dilation == 0;
+        }
+    for (int i = 0; i < n; i++) bad += !(good[i] & ((uint64_t)index[i] < (uint64_t)p->plane));
     return bad;
 }
 
-static void FC_KERNEL(max_pool_scatter)(ptrdiff_t n, const void *g_, const int64_t *index, void *gx_) {
+static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index) {
+    ptrdiff_t bad = 0, i = 0;
+    for (; i + FC_CHECKED <= n; i += FC_CHECKED) bad += outside(p, FC_CHECKED, i, index + i);
+    return bad + outside(p, (int)(n - i), i, index + i);
+}
+
+/* gx[index] += g, for n outputs of each plane.  An addition waits for the one before to the same element, and
+ * neighbouring windows share theirs; planes do not, so that four of them go side by side. */
+static void FC_KERNEL(max_pool_scatter)(ptrdiff_t planes, ptrdiff_t n, const void *g_, const int64_t *index,
+                                        ptrdiff_t plane, void *gx_) {
     const REAL *g = g_;
     REAL *gx = gx_;
-    for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
+    for (; planes >= 4; planes -= 4, g += 4 * n, index += 4 * n, gx += 4 * plane)
+        for (ptrdiff_t i = 0; i < n; i++) {
+            FC_UNROLL
+            for (int j = 0; j < 4; j++) gx[j * plane + index[j * n + i]] += g[j * n + i];
+        }
+    for (; planes > 0; planes--, g += n, index += n, gx += plane)
+        for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
 }
 
 /* Elements of a window along one dimension: those inside the image, or with the padding that it covers */
