@@ -248,7 +248,7 @@ cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :
     if maximum:
         j.index = <int64_t *>&index[0, 0, 0, 0]
         j.table_rows = tabulated_rows(&j)
-        i = j.table_rows * j.out_w
+        i = j.table_rows * j.out_w + 2 * j.k.lanes
         arena = lease(tasks * sizeof(ptrdiff_t) + 2 * i * sizeof(uint32_t))
         j.bad = <ptrdiff_t *>arena.memory
         table = <uint32_t *>(j.bad + tasks)

@@ -90,8 +90,6 @@ typedef struct {
     uint32_t dilation;
 } fc_pool_windows;
 
-enum { FC_CHECKED = 64 }; /* indices that are checked at a time */
-
 typedef struct {
     const char *isa;
     int mr, nr, lanes;

@@ -167,31 +167,46 @@ static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y, int64_t *inde
     }
 }
 
-/* How many of n consecutive outputs' indices lie outside their windows; inlined with a constant n */
+/* Indices are checked as 32-bit words, whatever REAL is. */
+#define FC_WORDS (FC_VEC_BYTES / 4)
+#define words FC_LOCAL(words)
+#define indices FC_LOCAL(indices)
+typedef uint32_t words __attribute__((vector_size(FC_VEC_BYTES)));
+typedef uint32_t FC_LOCAL(words_unaligned) __attribute__((vector_size(FC_VEC_BYTES), aligned(4)));
+typedef uint64_t indices __attribute__((vector_size(2 * FC_VEC_BYTES), aligned(8), may_alias));
+
+/* All ones where the index of output o + lane lies outside its window */
 #define outside FC_LOCAL(outside)
-FC_INLINE ptrdiff_t outside(const fc_pool_windows *p, const int n, const ptrdiff_t o, const int64_t *index) {
-    const uint32_t *first = p->first + o, *extent = p->extent + o;
-    uint32_t at[FC_CHECKED], good[FC_CHECKED], bad = 0;
-    for (int i = 0; i < n; i++) {
-        at[i] = (uint32_t)index[i] - p->base - first[i];
-        good[i] = 0;
-    }
+FC_INLINE words outside(const fc_pool_windows *p, ptrdiff_t o, const int64_t *index) {
+    const indices v = *(const indices *)index;
+    const words low = __builtin_convertvector(v, words), high = __builtin_convertvector(v >> 32, words);
+    const words at = low - p->base - *(const FC_LOCAL(words_unaligned) *)(p->first + o);
+    const words extent = *(const FC_LOCAL(words_unaligned) *)(p->extent + o);
+    words good = {0};
     for (ptrdiff_t kd = 0; kd < p->rows[0]; kd++)
         for (ptrdiff_t kh = 0; kh < p->rows[1]; kh++) {
-            const uint32_t row = (uint32_t)(kd * p->pitch[0] + kh * p->pitch[1]);
+            const words column = at - (uint32_t)(kd * p->pitch[0] + kh * p->pitch[1]);
             if (p->dilation == 1)
-                for (int i = 0; i < n; i++) good[i] |= at[i] - row < extent[i];
+                good |= (words)(column < extent);
             else
-                for (int i = 0; i < n; i++) good[i] |= at[i] - row < extent[i] && (at[i] - row) % p->dilation == 0;
+                good |= (words)(column < extent) & (words)(column % p->dilation == 0);
         }
-    for (int i = 0; i < n; i++) bad += !(good[i] & ((uint64_t)index[i] < (uint64_t)p->plane));
-    return bad;
+    return ~good | (words)(low >= p->plane) | (words)(high != 0);
 }
 
+/* How many of n consecutive outputs' indices lie outside their windows; tables are readable a vector beyond n */
 static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index) {
+    words count = {0};
     ptrdiff_t bad = 0, i = 0;
-    for (; i + FC_CHECKED <= n; i += FC_CHECKED) bad += outside(p, FC_CHECKED, i, index + i);
-    return bad + outside(p, (int)(n - i), i, index + i);
+    for (; i + FC_WORDS <= n; i += FC_WORDS) count -= outside(p, i, index + i);
+    for (int l = 0; l < FC_WORDS; l++) bad += count[l];
+    if (i < n) {
+        int64_t rest[FC_WORDS] = {0};
+        for (ptrdiff_t l = 0; l < n - i; l++) rest[l] = index[i + l];
+        count = outside(p, i, rest);
+        for (ptrdiff_t l = 0; l < n - i; l++) bad += count[l] != 0;
+    }
+    return bad;
 }
 
 /* gx[index] += g, for n outputs of each plane.  An addition waits for the one before to the same element, and
