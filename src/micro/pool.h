@@ -177,14 +177,15 @@ typedef uint64_t indices __attribute__((vector_size(2 * FC_VEC_BYTES), aligned(8
 
 /* All ones where the index of output o + lane lies outside its window */
 #define outside FC_LOCAL(outside)
-FC_INLINE words outside(const fc_pool_windows *p, ptrdiff_t o, const int64_t *index) {
+FC_INLINE words outside(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height, ptrdiff_t o,
+                        const int64_t *index) {
     const indices v = *(const indices *)index;
     const words low = __builtin_convertvector(v, words), high = __builtin_convertvector(v >> 32, words);
-    const words at = low - p->base - *(const FC_LOCAL(words_unaligned) *)(p->first + o);
+    const words at = low - (p->base + *(const FC_LOCAL(words_unaligned) *)(p->first + o));
     const words extent = *(const FC_LOCAL(words_unaligned) *)(p->extent + o);
     words good = {0};
-    for (ptrdiff_t kd = 0; kd < p->rows[0]; kd++)
-        for (ptrdiff_t kh = 0; kh < p->rows[1]; kh++) {
+    for (ptrdiff_t kd = 0; kd < depth; kd++)
+        for (ptrdiff_t kh = 0; kh < height; kh++) {
             const words column = at - (uint32_t)(kd * p->pitch[0] + kh * p->pitch[1]);
             if (p->dilation == 1)
                 good |= (words)(column < extent);
@@ -194,19 +195,33 @@ FC_INLINE words outside(const fc_pool_windows *p, ptrdiff_t o, const int64_t *in
     return ~good | (words)(low >= p->plane) | (words)(high != 0);
 }
 
-/* How many of n consecutive outputs' indices lie outside their windows; tables are readable a vector beyond n */
-static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index) {
+/* Inlined with constant numbers of rows; tables are readable a vector beyond n. */
+#define count_outside FC_LOCAL(count_outside)
+FC_INLINE ptrdiff_t count_outside(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height, ptrdiff_t n,
+                                  const int64_t *index) {
     words count = {0};
     ptrdiff_t bad = 0, i = 0;
-    for (; i + FC_WORDS <= n; i += FC_WORDS) count -= outside(p, i, index + i);
+    for (; i + FC_WORDS <= n; i += FC_WORDS) count -= outside(p, depth, height, i, index + i);
     for (int l = 0; l < FC_WORDS; l++) bad += count[l];
     if (i < n) {
         int64_t rest[FC_WORDS] = {0};
         for (ptrdiff_t l = 0; l < n - i; l++) rest[l] = index[i + l];
-        count = outside(p, i, rest);
+        count = outside(p, depth, height, i, rest);
         for (ptrdiff_t l = 0; l < n - i; l++) bad += count[l] != 0;
     }
     return bad;
+}
+
+/* How many of n consecutive outputs' indices lie outside their windows */
+static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_windows *p_, ptrdiff_t n, const int64_t *index) {
+    fc_pool_windows p = *p_;
+    if (p.dilation == 1 && p.rows[0] == 1) {
+        p.dilation = 1;
+        if (p.rows[1] == 2) return count_outside(&p, 1, 2, n, index);
+        if (p.rows[1] == 3) return count_outside(&p, 1, 3, n, index);
+        if (p.rows[1] == 5) return count_outside(&p, 1, 5, n, index);
+    }
+    return count_outside(&p, p.rows[0], p.rows[1], n, index);
 }
 
 /* gx[index] += g, for n outputs of each plane.  An addition waits for the one before to the same element, and
