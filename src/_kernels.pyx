@@ -93,6 +93,9 @@ cdef extern from "micro.h" nogil:
         void (*max_pool_scatter)(ptrdiff_t, ptrdiff_t, const void *, const int64_t *, ptrdiff_t, void *) noexcept nogil
         void (*avg_pool_row)(const fc_pool_row *, void *) noexcept nogil
         void (*avg_pool_spread)(const fc_pool_row *, const void *, void *) noexcept nogil
+        void (*max_pool_planes)(const fc_pool_row *, ptrdiff_t, void *, int64_t *) noexcept nogil
+        void (*avg_pool_planes)(const fc_pool_row *, ptrdiff_t, void *) noexcept nogil
+        void (*avg_pool_fill)(const fc_pool_row *, ptrdiff_t, const void *, void *) noexcept nogil
         void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
                        void *,
                        ptrdiff_t, ptrdiff_t, const void *) noexcept nogil

@@ -41,7 +41,7 @@ cdef struct PoolJob:
     fc_pool_row row  # what all rows share
     ptrdiff_t[3] stride, pad
     ptrdiff_t planes, in_plane, out_h, out_w, rows, task_rows  # rows a plane, rows a task
-    bint maximum
+    bint maximum, whole  # whether one window covers the plane
     const char *x
     char *y
     int64_t *index
@@ -50,6 +50,12 @@ cdef struct PoolJob:
     ptrdiff_t table_rows
     ptrdiff_t *bad  # indices outside their windows, one count a task
     size_t line_bytes  # a thread's scratch
+
+
+cdef inline void pool_row(const PoolJob *j, ptrdiff_t r, fc_pool_row *row) noexcept nogil:
+    """The windows of output row r, counted over (d, h)."""
+    row.start[0] = r // j.out_h * j.stride[0] - j.pad[0]
+    row.start[1] = r % j.out_h * j.stride[1] - j.pad[1]
 
 
 cdef void pool_job(PoolPlan plan, PoolJob *j):
@@ -74,24 +80,32 @@ cdef void pool_job(PoolPlan plan, PoolJob *j):
     j.planes, j.in_plane = plan.planes, plan.in_[0] * plan.in_[1] * plan.in_[2]
     j.out_h, j.out_w, j.rows = plan.out[1], plan.out[2], plan.rows
     j.task_rows = max(<ptrdiff_t>1, POOL_OUTPUTS // max(plan.out[2], <ptrdiff_t>1))
+    cdef int i
+    j.whole = plan.rows * plan.out[2] == 1
+    for i in range(3):
+        j.whole = j.whole and plan.dilation[i] == 1 and plan.kernel[i] - plan.pad[i] >= plan.in_[i]
+    if j.whole:
+        j.task_rows = max(<ptrdiff_t>1, POOL_INPUTS // j.in_plane)
+    pool_row(j, 0, row)
     j.side = 4 if j.planes >= 16 and 4 * j.in_plane * j.es <= POOL_CACHE else 1
     j.task_planes = j.side * max(<ptrdiff_t>1, POOL_INPUTS // (j.side * j.in_plane))
     j.index = NULL
 
 
-cdef inline void pool_row(const PoolJob *j, ptrdiff_t r, fc_pool_row *row) noexcept nogil:
-    """The windows of output row r, counted over (d, h)."""
-    row.start[0] = r // j.out_h * j.stride[0] - j.pad[0]
-    row.start[1] = r % j.out_h * j.stride[1] - j.pad[1]
-
-
 cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: task_rows output rows, counted over all planes."""
+    """Task: task_rows output rows, counted over all planes; a whole plane is one."""
     cdef PoolJob *j = <PoolJob *>job_
     cdef fc_pool_row row = j.row
     cdef ptrdiff_t r = task * j.task_rows, plane = r // j.rows, at = r % j.rows
     row.line = scratch
     row.x = j.x + plane * j.in_plane * j.es
+    if j.whole:
+        at = min(j.task_rows, j.planes - r)
+        if j.maximum:
+            j.k.max_pool_planes(&row, at, j.y + r * j.es, NULL if j.index == NULL else j.index + r)
+        else:
+            j.k.avg_pool_planes(&row, at, j.y + r * j.es)
+        return
     pool_row(j, at, &row)
     for r in range(r, min(r + j.task_rows, j.planes * j.rows)):
         if j.maximum:
@@ -219,6 +233,9 @@ cdef void pool_backward_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef char *gx
     cdef const char *g
     row.line = scratch
+    if j.whole and not j.maximum:
+        j.k.avg_pool_fill(&row, end - plane, j.x + plane * j.es, j.y + plane * j.in_plane * j.es)
+        return
     while plane < end:
         planes = min(j.side, end - plane)
         gx, g = j.y + plane * j.in_plane * j.es, j.x + plane * outputs * j.es

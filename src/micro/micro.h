@@ -137,6 +137,10 @@ typedef struct {
     void (*max_pool_scatter)(ptrdiff_t planes, ptrdiff_t n, const void *g, const int64_t *index, ptrdiff_t plane,
                              void *gx);
     void (*avg_pool_spread)(const fc_pool_row *p, const void *g, void *gx);
+    /* The same for planes that one window covers */
+    void (*max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y, int64_t *index);
+    void (*avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y);
+    void (*avg_pool_fill)(const fc_pool_row *p, ptrdiff_t planes, const void *g, void *gx);
 
     /* Direct convolution of few channels; see direct.h */
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,

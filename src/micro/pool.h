@@ -317,3 +317,67 @@ static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, voi
             }
         }
 }
+
+/* Planes that one window covers: y = the mean or the maximum of n contiguous elements, and the mean's gradient. */
+
+#define plane_divisor FC_LOCAL(plane_divisor)
+FC_INLINE REAL plane_divisor(const fc_pool_row *p) {
+    if (p->divisor) return (REAL)p->divisor;
+    return (REAL)(window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]) * window_extent(p, 2, -p->before));
+}
+
+static void FC_KERNEL(avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_) {
+    REAL *y = y_;
+    const REAL *x = p->x, divisor = plane_divisor(p);
+    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2];
+    for (ptrdiff_t i = 0; i < planes; i++) y[i] = sum_of(n, x + i * n) / divisor;
+}
+
+static void FC_KERNEL(avg_pool_fill)(const fc_pool_row *p, ptrdiff_t planes, const void *g_, void *gx_) {
+    const REAL *g = g_, divisor = plane_divisor(p);
+    REAL *gx = gx_;
+    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2], rest = n % FC_LANES;
+    for (; planes > 0; planes--, g++, gx += n) {
+        const vec share = vec_splat(*g / divisor);
+        for (ptrdiff_t i = 0; i + FC_LANES <= n; i += FC_LANES) vec_store(gx + i, share);
+        if (rest) vec_store_bits(gx + n - rest, share, bits_range(0, rest));
+    }
+}
+
+/* Whether element (v, at) wins over (best, where): the first of equal ones, the last of NaNs */
+#define replaces FC_LOCAL(replaces)
+FC_INLINE int replaces(REAL v, INTEGER at, REAL best, INTEGER where) {
+    return v != v ? best == best || at > where : v > best || (v == best && at < where);
+}
+
+/* Lanes go down the plane, and are compared at the end.  The last vector overlaps the one before: the result is the
+ * same however often an element is seen. */
+static void FC_KERNEL(max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_, int64_t *index) {
+    REAL *y = y_;
+    const REAL *x = p->x;
+    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2], lanes = n < FC_LANES ? n : FC_LANES;
+    ivec lane;
+    for (int l = 0; l < FC_LANES; l++) lane[l] = l;
+    for (ptrdiff_t k = 0; k < planes; k++, x += n) {
+        vec best = vec_load_bits(x, bits_range(0, n));
+        ivec where = lane;
+        for (ptrdiff_t i = FC_LANES; i < n; i += FC_LANES) {
+            const ptrdiff_t at = i + FC_LANES <= n ? i : n - FC_LANES;
+            const vec v = vec_load(x + at);
+            const ivec won = wins(v, best);
+            best = vec_select(won, v, best);
+            where = pick(won, lane + (INTEGER)at, where);
+        }
+        REAL value[FC_LANES];
+        INTEGER place[FC_LANES];
+        vec_store(value, best);
+        vec_store((REAL *)place, (vec)where);
+        for (ptrdiff_t l = 1; l < lanes; l++) {
+            const int won = replaces(value[l], place[l], value[0], place[0]);
+            value[0] = won ? value[l] : value[0];
+            place[0] = won ? place[l] : place[0];
+        }
+        y[k] = value[0];
+        if (index) index[k] = place[0];
+    }
+}
