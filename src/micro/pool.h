@@ -344,23 +344,40 @@ static void FC_KERNEL(avg_pool_fill)(const fc_pool_row *p, ptrdiff_t planes, con
     }
 }
 
-/* Whether element (v, at) wins over (best, where): the first of equal ones, the last of NaNs */
-#define replaces FC_LOCAL(replaces)
-FC_INLINE int replaces(REAL v, INTEGER at, REAL best, INTEGER where) {
-    return v != v ? best == best || at > where : v > best || (v == best && at < where);
+/* Every lane becomes the maximum of all, a NaN if there is one, or the least integer: halves are zipped log2(lanes)
+ * times. */
+#define best_of_lanes FC_LOCAL(best_of_lanes)
+FC_INLINE vec best_of_lanes(vec v) {
+    FC_UNROLL
+    for (int lanes = 1; lanes < FC_LANES; lanes *= 2) {
+        const vec a = vec_zip_lo(v, v), b = vec_zip_hi(v, v);
+        v = vec_select(wins(a, b), a, b);
+    }
+    return v;
 }
 
-/* Lanes go down the plane, and are compared at the end.  The last vector overlaps the one before: the result is the
- * same however often an element is seen. */
+#define least_of_lanes FC_LOCAL(least_of_lanes)
+FC_INLINE ivec least_of_lanes(ivec v) {
+    FC_UNROLL
+    for (int lanes = 1; lanes < FC_LANES; lanes *= 2) {
+        const ivec a = (ivec)vec_zip_lo((vec)v, (vec)v), b = (ivec)vec_zip_hi((vec)v, (vec)v);
+        v = pick(a < b, a, b);
+    }
+    return v;
+}
+
+/* Lanes go down the plane and are compared at the end.  The last vector overlaps the one before: seen twice, an element
+ * wins no more than once.  Of NaNs the last is the one whose complement is least. */
 static void FC_KERNEL(max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_, int64_t *index) {
     REAL *y = y_;
     const REAL *x = p->x;
-    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2], lanes = n < FC_LANES ? n : FC_LANES;
+    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2];
     ivec lane;
     for (int l = 0; l < FC_LANES; l++) lane[l] = l;
+    const ivec real = lane < splat_integer((INTEGER)(n < FC_LANES ? n : FC_LANES)), nowhere = splat_integer(FC_NOWHERE);
     for (ptrdiff_t k = 0; k < planes; k++, x += n) {
-        vec best = vec_load_bits(x, bits_range(0, n));
-        ivec where = lane;
+        vec best = vec_select(real, vec_load_bits(x, bits_range(0, n)), vec_splat(-FC_INFINITY));
+        ivec where = pick(real, lane, nowhere);
         for (ptrdiff_t i = FC_LANES; i < n; i += FC_LANES) {
             const ptrdiff_t at = i + FC_LANES <= n ? i : n - FC_LANES;
             const vec v = vec_load(x + at);
@@ -368,16 +385,12 @@ static void FC_KERNEL(max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, v
             best = vec_select(won, v, best);
             where = pick(won, lane + (INTEGER)at, where);
         }
-        REAL value[FC_LANES];
-        INTEGER place[FC_LANES];
-        vec_store(value, best);
-        vec_store((REAL *)place, (vec)where);
-        for (ptrdiff_t l = 1; l < lanes; l++) {
-            const int won = replaces(value[l], place[l], value[0], place[0]);
-            value[0] = won ? value[l] : value[0];
-            place[0] = won ? place[l] : place[0];
+        const vec top = best_of_lanes(best);
+        y[k] = top[0];
+        if (index) {
+            const ivec flip = top != top;
+            const ivec found = least_of_lanes(pick((best == top) | (best != best), where ^ flip, nowhere)) ^ flip;
+            index[k] = found[0];
         }
-        y[k] = value[0];
-        if (index) index[k] = place[0];
     }
 }
