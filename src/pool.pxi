@@ -71,12 +71,13 @@ cdef void pool_job(PoolPlan plan, PoolJob *j):
     # The line of a row: taps that no output finds inside the image are skipped, and so is their padding.
     cdef ptrdiff_t lanes = j.k.lanes, before = plan.pad[2], dilation = plan.dilation[2]
     row.before = before
-    row.skip = max(<ptrdiff_t>0, before - (plan.out[2] - 1) * plan.stride[2]) // dilation * dilation
+    row.skip = max(<ptrdiff_t>0, before - (plan.out[2] - 1) * plan.stride[2])
+    row.skip -= row.skip % (dilation * row.step)
     row.line_end = min(before + plan.in_[2] + lanes * row.step,
                        (plan.out[2] - 1) * row.step + (plan.kernel[2] - 1) * dilation + 1)
     row.line_end = max(row.line_end, before + plan.in_[2]) - row.skip
     row.line_size = row.line_end + lanes * (2 * row.step if row.step <= 4 else 1)
-    j.line_bytes = aligned(2 * row.line_size * j.es)
+    j.line_bytes = aligned((row.line_size + max(row.line_size, row.out + 2 * lanes)) * j.es)
     j.planes, j.in_plane = plan.planes, plan.in_[0] * plan.in_[1] * plan.in_[2]
     j.out_h, j.out_w, j.rows = plan.out[1], plan.out[2], plan.rows
     j.task_rows = max(<ptrdiff_t>1, POOL_OUTPUTS // max(plan.out[2], <ptrdiff_t>1))

@@ -75,7 +75,7 @@ typedef struct {
     ptrdiff_t pad_after[3]; /* extent of the padding behind the image, for the average's divisor */
     int count_include_pad;
     ptrdiff_t divisor; /* 0: the window's */
-    void *line; /* scratch: a row with its padding, and the rows of its maxima `line_size` behind */
+    void *line; /* scratch: a row with its padding; `line_size` behind, the rows of its maxima or the shares of a mean */
     ptrdiff_t skip; /* columns of padding that no tap needs, left out of the line */
     ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
 } fc_pool_row;

@@ -285,29 +285,52 @@ static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y) {
         mean_columns(p, p->step, y);
 }
 
-/* The mean's gradient: every element of a window receives g / divisor. A line collects the columns, every row adds
- * it. */
+/* line[t * step + phase] = the sum of the shares of outputs t - m, whose windows have that column at tap m * step + phase;
+ * inlined with a constant step, so that phases are interleaved by shuffles */
+#define spread_columns FC_LOCAL(spread_columns)
+FC_INLINE void spread_columns(const fc_pool_row *p, const ptrdiff_t step, const REAL *share, REAL *line) {
+    const ptrdiff_t end = p->skip + p->line_end;
+    for (ptrdiff_t t = p->skip / step; t * step < end; t += FC_LANES) {
+        const ptrdiff_t first = t < p->out ? 0 : t - p->out + 1;
+        vec v[2];
+        for (ptrdiff_t phase = 0; phase < step; phase++) {
+            ptrdiff_t taps = ceil_div(p->kernel[2] - phase, step);
+            if (taps > t + FC_LANES) taps = t + FC_LANES;
+            vec sum = {0};
+            for (ptrdiff_t m = first; m < taps; m++) sum += vec_load(share + t - m);
+            if (step <= 2)
+                v[phase] = sum;
+            else
+                for (int l = 0; l < FC_LANES && (t + l) * step + phase < end; l++) line[(t + l) * step + phase] = sum[l];
+        }
+        if (step == 1)
+            vec_store(line + t, v[0]);
+        else if (step == 2) {
+            vec_store(line + 2 * t, vec_zip_lo(v[0], v[1]));
+            vec_store(line + 2 * t + FC_LANES, vec_zip_hi(v[0], v[1]));
+        }
+    }
+}
+
+/* The mean's gradient: every element of a window receives g / divisor.  A line collects the columns, every row of the
+ * windows adds it. */
 static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, void *gx) {
     const REAL *g = g_;
-    REAL *line = line_values(p) - p->before;
-    ptrdiff_t d0, d1, h0, h1, w0, w1;
+    REAL *line = line_values(p) - p->before, *share = (REAL *)p->line + p->line_size + FC_LANES;
+    ptrdiff_t d0, d1, h0, h1;
     clip_taps(p, 0, &d0, &d1);
     clip_taps(p, 1, &h0, &h1);
     const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
-    for (ptrdiff_t i = p->skip; i < p->skip + p->line_end; i++) line[i] = 0;
-    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-        const uint32_t bits = bits_range(0, left);
-        const vec share = vec_load_bits(g + o, bits) / divisors(p, o, dh);
-        REAL lane[FC_LANES];
-        vec_store(lane, share);
-        clip_taps_w(p, o, &w0, &w1);
-        if (p->step == 1)
-            for (ptrdiff_t kw = w0; kw < w1; kw++) vec_store_bits(line + o + kw, vec_load(line + o + kw) + share, bits);
-        else
-            for (ptrdiff_t l = 0; l < left; l++)
-                for (ptrdiff_t kw = w0; kw < w1; kw++) line[(o + l) * p->step + kw] += lane[l];
-    }
+    vec_store(share - FC_LANES, (vec){0});
+    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES)
+        vec_store(share + o, vec_load_bits(g + o, bits_range(0, p->out - o)) / divisors(p, o, dh));
+    vec_store(share + p->out, (vec){0});
+    if (p->step == 1)
+        spread_columns(p, 1, share, line);
+    else if (p->step == 2)
+        spread_columns(p, 2, share, line);
+    else
+        spread_columns(p, p->step, share, line);
     for (ptrdiff_t kd = d0; kd < d1; kd++)
         for (ptrdiff_t kh = h0; kh < h1; kh++) {
             REAL *row = (REAL *)gx + ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2];
