@@ -301,7 +301,8 @@ FC_INLINE void spread_columns(const fc_pool_row *p, const ptrdiff_t step, const 
             if (step <= 2)
                 v[phase] = sum;
             else
-                for (int l = 0; l < FC_LANES && (t + l) * step + phase < end; l++) line[(t + l) * step + phase] = sum[l];
+                for (int l = 0; l < FC_LANES && (t + l) * step + phase < end; l++)
+                    line[(t + l) * step + phase] = sum[l];
         }
         if (step == 1)
             vec_store(line + t, v[0]);
@@ -346,7 +347,8 @@ static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, voi
 #define plane_divisor FC_LOCAL(plane_divisor)
 FC_INLINE REAL plane_divisor(const fc_pool_row *p) {
     if (p->divisor) return (REAL)p->divisor;
-    return (REAL)(window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]) * window_extent(p, 2, -p->before));
+    return (REAL)(window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]) *
+                  window_extent(p, 2, -p->before));
 }
 
 static void FC_KERNEL(avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_) {
