@@ -75,7 +75,8 @@ typedef struct {
     ptrdiff_t pad_after[3]; /* extent of the padding behind the image, for the average's divisor */
     int count_include_pad;
     ptrdiff_t divisor; /* 0: the window's */
-    void *line; /* scratch: a row with its padding; `line_size` behind, the rows of its maxima or the shares of a mean */
+    void
+        *line; /* scratch: a row with its padding; `line_size` behind, the rows of its maxima or the shares of a mean */
     ptrdiff_t skip; /* columns of padding that no tap needs, left out of the line */
     ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
 } fc_pool_row;
@@ -130,7 +131,7 @@ typedef struct {
     void (*relu)(ptrdiff_t n, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : x */
     void (*relu_backward)(ptrdiff_t n, const void *g, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : g */
 
-  /* One output row of a pool; see pool.h. */
+    /* One output row of a pool; see pool.h. */
     void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);
     void (*avg_pool_row)(const fc_pool_row *p, void *y);
     ptrdiff_t (*max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index);

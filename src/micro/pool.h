@@ -56,6 +56,13 @@ FC_INLINE ivec splat_integer(INTEGER x) { return x - (ivec){0}; }
 #define pick FC_LOCAL(pick)
 FC_INLINE ivec pick(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & b); }
 
+#define lane_numbers FC_LOCAL(lane_numbers)
+FC_INLINE ivec lane_numbers(void) {
+    ivec v;
+    for (int l = 0; l < FC_LANES; l++) v[l] = l;
+    return v;
+}
+
 #define FC_NOWHERE (FC_REAL_BYTES == 4 ? (INTEGER)INT32_MAX : (INTEGER)INT64_MAX)
 
 /* line = the maximum, with its row, or the sum of the rows of the windows */
@@ -256,9 +263,13 @@ FC_INLINE vec divisors(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t dh) {
     const ptrdiff_t w = o * p->step - p->before;
     const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
     if (w >= 0 && w + (left - 1) * p->step + p->kernel[2] <= p->in[2]) return vec_splat((REAL)(dh * p->kernel[2]));
-    vec v;
-    for (int l = 0; l < FC_LANES; l++) v[l] = (REAL)(dh * (l < left ? window_extent(p, 2, w + l * p->step) : 1));
-    return v;
+    const ptrdiff_t room = p->in[2] + (p->count_include_pad ? p->pad_after[2] : 0) - w;
+    const ivec along = lane_numbers() * (INTEGER)p->step, none = {0};
+    const ivec kernel = splat_integer((INTEGER)p->kernel[2]), lead = splat_integer((INTEGER)-w) - along;
+    ivec extent = splat_integer((INTEGER)(room < FC_NOWHERE ? room : FC_NOWHERE)) - along;
+    extent = pick(extent < kernel, extent, kernel);
+    if (!p->count_include_pad) extent -= pick(lead > none, lead, none);
+    return __builtin_convertvector(extent, vec) * (REAL)dh;
 }
 
 #define mean_columns FC_LOCAL(mean_columns)
@@ -397,8 +408,7 @@ static void FC_KERNEL(max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, v
     REAL *y = y_;
     const REAL *x = p->x;
     const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2];
-    ivec lane;
-    for (int l = 0; l < FC_LANES; l++) lane[l] = l;
+    const ivec lane = lane_numbers();
     const ivec real = lane < splat_integer((INTEGER)(n < FC_LANES ? n : FC_LANES)), nowhere = splat_integer(FC_NOWHERE);
     for (ptrdiff_t k = 0; k < planes; k++, x += n) {
         vec best = vec_select(real, vec_load_bits(x, bits_range(0, n)), vec_splat(-FC_INFINITY));
