@@ -1,7 +1,8 @@
 """Max and average pooling over planes (d, h, w), forward and backward.
 
 Forward tasks are stretches of output rows, backward tasks are whole planes: overlapping windows of a plane add into one
-another, planes never do, so there are no atomics and the order of every sum is fixed.
+another, planes never do, so there are no atomics and the order of every sum is fixed.  The indices of a maximum are all
+checked before the gradient is touched.
 """
 
 cdef enum:

@@ -278,6 +278,11 @@ def test_nan_and_inf_stay_in_their_windows(case, isa, dtype):
     check_avg(case, x, {})
 
 
+@pytest.mark.parametrize("size", [(64, 64), (64, 65), (150, 201)])
+def test_mean_of_a_large_plane(size, isa, dtype, rng):
+    check_avg(Case(f"a plane of {size}", (2, 3, *size), size), rng.random((2, 3, *size)).astype(dtype), {})
+
+
 def test_every_avg_pool_of_a_grid(isa, dtype, rng):
     x = rng.standard_normal((2, 2, 8, 9)).astype(dtype)
     choices = product((1, 2, 3, 4), (1, 2, 3), (0, 1, 2), (False, True))
