@@ -8,7 +8,7 @@ checked before the gradient is touched.
 cdef enum:
     POOL_OUTPUTS = 4096  # outputs a forward task
     POOL_INPUTS = 8192  # elements of the gradient a backward task, unless a plane has more
-    POOL_TABLE = 512  # outputs whose windows are tabulated to check indices, unless a row has more
+    POOL_TABLE = 1024  # outputs at most whose windows are tabulated to check indices, unless a row has more
     POOL_CACHE = 1 << 19  # bytes of the gradient that a scatter may spread over
 
 
@@ -168,9 +168,10 @@ cdef ptrdiff_t tabulated_rows(const PoolJob *j) noexcept nogil:
     cdef ptrdiff_t outputs = j.rows * j.out_w, extent = (row.kernel[1] - 1) * row.dilation[1] + 1
     if row.in_[0] > 1 or j.rows != j.out_h or extent * row.in_[2] >= <ptrdiff_t>1 << 30:
         return 1
-    if 2 * outputs <= POOL_TABLE:
-        return j.rows * min(POOL_TABLE // outputs, j.task_planes)
-    return min(j.rows, max(<ptrdiff_t>1, POOL_TABLE // j.out_w))
+    cdef ptrdiff_t size = min(<ptrdiff_t>POOL_TABLE, j.planes * outputs // 8)  # a table must pay
+    if 2 * outputs <= size:
+        return j.rows * min(size // outputs, j.task_planes)
+    return min(j.rows, max(<ptrdiff_t>1, size // j.out_w))
 
 
 cdef inline ptrdiff_t first_tap(const fc_pool_row *row, int dim, ptrdiff_t start) noexcept nogil:
