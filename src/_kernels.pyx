@@ -18,7 +18,7 @@ geometry alone and every task sums in a fixed order, so results are bitwise equa
 """
 from cython.parallel cimport parallel, prange, threadid
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -73,7 +73,15 @@ cdef extern from "micro.h" nogil:
         ptrdiff_t step, weight_step, top, left, first, last
         const void *zeros
         ptrdiff_t masks
-        const unsigned int *bits
+        const uint32_t *bits
+
+    ctypedef struct fc_pool_windows:
+        uint32_t plane, base
+        const uint32_t *first
+        const uint32_t *extent
+        ptrdiff_t *rows
+        ptrdiff_t *pitch
+        uint32_t dilation
 
     ctypedef struct fc_kernels:
         const char *isa
@@ -96,10 +104,13 @@ cdef extern from "micro.h" nogil:
         void (*relu)(ptrdiff_t, const void *, void *, int) noexcept nogil
         void (*relu_backward)(ptrdiff_t, const void *, const void *, void *, int) noexcept nogil
         void (*max_pool_row)(const fc_pool_row *, void *, int64_t *) noexcept nogil
-        ptrdiff_t (*max_pool_check)(const fc_pool_row *, const int64_t *) noexcept nogil
-        void (*max_pool_scatter)(ptrdiff_t, const void *, const int64_t *, void *) noexcept nogil
+        ptrdiff_t (*max_pool_check)(const fc_pool_windows *, ptrdiff_t, const int64_t *) noexcept nogil
+        void (*max_pool_scatter)(ptrdiff_t, ptrdiff_t, const void *, const int64_t *, ptrdiff_t, void *) noexcept nogil
         void (*avg_pool_row)(const fc_pool_row *, void *) noexcept nogil
         void (*avg_pool_spread)(const fc_pool_row *, const void *, void *) noexcept nogil
+        void (*max_pool_planes)(const fc_pool_row *, ptrdiff_t, void *, int64_t *) noexcept nogil
+        void (*avg_pool_planes)(const fc_pool_row *, ptrdiff_t, void *) noexcept nogil
+        void (*avg_pool_fill)(const fc_pool_row *, ptrdiff_t, const void *, void *) noexcept nogil
         void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
                        void *,
                        ptrdiff_t, ptrdiff_t, const void *) noexcept nogil
@@ -107,7 +118,7 @@ cdef extern from "micro.h" nogil:
         void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
                            const ptrdiff_t *,
                            void *) noexcept nogil
-        void (*plane_masks)(const fc_plane *, unsigned int *) noexcept nogil
+        void (*plane_masks)(const fc_plane *, uint32_t *) noexcept nogil
         void (*depthwise)(const fc_plane *, const void *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_spread)(const fc_plane *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_dot)(const fc_plane *, const void *, const void *, void *) noexcept nogil

@@ -178,14 +178,14 @@ cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nog
 
 cdef inline size_t mask_bytes(DepthwiseJob *j):
     j.plane.masks = ceil_div(j.plane.out[1], j.k.lanes) * j.plane.step
-    return aligned(j.plane.masks * j.plane.kernel[1] * sizeof(unsigned int))
+    return aligned(j.plane.masks * j.plane.kernel[1] * sizeof(uint32_t))
 
 
 cdef void fill_masks(DepthwiseJob *j, char *zeros, char *bits) noexcept nogil:
     """What all planes share."""
     memset(zeros, 0, j.plane.in_[1] * j.es)
-    j.k.plane_masks(&j.plane, <unsigned int *>bits)
-    j.plane.zeros, j.plane.bits = zeros, <unsigned int *>bits
+    j.k.plane_masks(&j.plane, <uint32_t *>bits)
+    j.plane.zeros, j.plane.bits = zeros, <uint32_t *>bits
 
 
 cdef int run_depthwise(DepthwiseJob *j, double flops) except -1:

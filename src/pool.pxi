@@ -1,11 +1,15 @@
 """Max and average pooling over planes (d, h, w), forward and backward.
 
 Forward tasks are stretches of output rows, backward tasks are whole planes: overlapping windows of a plane add into one
-another, planes never do, so there are no atomics and the order of every sum is fixed.
+another, planes never do, so there are no atomics and the order of every sum is fixed.  The indices of a maximum are all
+checked before the gradient is touched.
 """
 
 cdef enum:
     POOL_OUTPUTS = 4096  # outputs a forward task
+    POOL_INPUTS = 8192  # elements of the gradient a backward task, unless a plane has more
+    POOL_TABLE = 1024  # outputs at most whose windows are tabulated to check indices, unless a row has more
+    POOL_CACHE = 1 << 19  # bytes of the gradient that a scatter may spread over
 
 
 cdef class PoolPlan:
@@ -38,12 +42,21 @@ cdef struct PoolJob:
     fc_pool_row row  # what all rows share
     ptrdiff_t[3] stride, pad
     ptrdiff_t planes, in_plane, out_h, out_w, rows, task_rows  # rows a plane, rows a task
-    bint maximum
+    bint maximum, whole  # whether one window covers the plane
     const char *x
     char *y
     int64_t *index
-    ptrdiff_t *bad  # indices outside their windows, one count a plane
+    ptrdiff_t side, task_planes  # backward: planes that a scatter takes side by side, planes a task
+    fc_pool_windows windows  # of table_rows output rows
+    ptrdiff_t table_rows
+    ptrdiff_t *bad  # indices outside their windows, one count a task
     size_t line_bytes  # a thread's scratch
+
+
+cdef inline void pool_row(const PoolJob *j, ptrdiff_t r, fc_pool_row *row) noexcept nogil:
+    """The windows of output row r, counted over (d, h)."""
+    row.start[0] = r // j.out_h * j.stride[0] - j.pad[0]
+    row.start[1] = r % j.out_h * j.stride[1] - j.pad[1]
 
 
 cdef void pool_job(PoolPlan plan, PoolJob *j):
@@ -59,31 +72,42 @@ cdef void pool_job(PoolPlan plan, PoolJob *j):
     # The line of a row: taps that no output finds inside the image are skipped, and so is their padding.
     cdef ptrdiff_t lanes = j.k.lanes, before = plan.pad[2], dilation = plan.dilation[2]
     row.before = before
-    row.skip = max(<ptrdiff_t>0, before - (plan.out[2] - 1) * plan.stride[2]) // dilation * dilation
+    row.skip = max(<ptrdiff_t>0, before - (plan.out[2] - 1) * plan.stride[2])
+    row.skip -= row.skip % (dilation * row.step)
     row.line_end = min(before + plan.in_[2] + lanes * row.step,
                        (plan.out[2] - 1) * row.step + (plan.kernel[2] - 1) * dilation + 1)
     row.line_end = max(row.line_end, before + plan.in_[2]) - row.skip
     row.line_size = row.line_end + lanes * (2 * row.step if row.step <= 4 else 1)
-    j.line_bytes = aligned(2 * row.line_size * j.es)
+    j.line_bytes = aligned((row.line_size + max(row.line_size, row.out + 2 * lanes)) * j.es)
     j.planes, j.in_plane = plan.planes, plan.in_[0] * plan.in_[1] * plan.in_[2]
     j.out_h, j.out_w, j.rows = plan.out[1], plan.out[2], plan.rows
     j.task_rows = max(<ptrdiff_t>1, POOL_OUTPUTS // max(plan.out[2], <ptrdiff_t>1))
+    cdef int i
+    j.whole = plan.rows * plan.out[2] == 1
+    for i in range(3):
+        j.whole = j.whole and plan.dilation[i] == 1 and plan.kernel[i] - plan.pad[i] >= plan.in_[i]
+    if j.whole:
+        j.task_rows = max(<ptrdiff_t>1, POOL_INPUTS // j.in_plane)
+    pool_row(j, 0, row)
+    j.side = 4 if j.planes >= 16 and 4 * j.in_plane * j.es <= POOL_CACHE else 1
+    j.task_planes = j.side * max(<ptrdiff_t>1, POOL_INPUTS // (j.side * j.in_plane))
     j.index = NULL
 
 
-cdef inline void pool_row(const PoolJob *j, ptrdiff_t r, fc_pool_row *row) noexcept nogil:
-    """The windows of output row r, counted over (d, h)."""
-    row.start[0] = r // j.out_h * j.stride[0] - j.pad[0]
-    row.start[1] = r % j.out_h * j.stride[1] - j.pad[1]
-
-
 cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: task_rows output rows, counted over all planes."""
+    """Task: task_rows output rows, counted over all planes; a whole plane is one."""
     cdef PoolJob *j = <PoolJob *>job_
     cdef fc_pool_row row = j.row
     cdef ptrdiff_t r = task * j.task_rows, plane = r // j.rows, at = r % j.rows
     row.line = scratch
     row.x = j.x + plane * j.in_plane * j.es
+    if j.whole:
+        at = min(j.task_rows, j.planes - r)
+        if j.maximum:
+            j.k.max_pool_planes(&row, at, j.y + r * j.es, NULL if j.index == NULL else j.index + r)
+        else:
+            j.k.avg_pool_planes(&row, at, j.y + r * j.es)
+        return
     pool_row(j, at, &row)
     for r in range(r, min(r + j.task_rows, j.planes * j.rows)):
         if j.maximum:
@@ -134,59 +158,131 @@ def avg_pool(PoolPlan plan not None, x, y):
         run_pool[double](plan, False, x, y, None)
 
 
-cdef void check_indices_task(void *job_, ptrdiff_t plane, char *scratch) noexcept nogil:
-    cdef PoolJob *j = <PoolJob *>job_
-    cdef fc_pool_row row = j.row
-    cdef const int64_t *index = j.index + plane * j.rows * j.out_w
-    cdef ptrdiff_t r, bad = 0
-    for r in range(j.rows):
-        pool_row(j, r, &row)
-        bad += j.k.max_pool_check(&row, index + r * j.out_w)
-    j.bad[plane] = bad
+cdef ptrdiff_t tabulated_rows(const PoolJob *j) noexcept nogil:
+    """How many output rows, of one plane or of several whole ones, share a table of their windows.
+
+    In two dimensions a row of a window above or below the image lies outside the plane, and no index does; in three it
+    is a row of another slice, so that each output row has taps of its own.
+    """
+    cdef const fc_pool_row *row = &j.row
+    cdef ptrdiff_t outputs = j.rows * j.out_w, extent = (row.kernel[1] - 1) * row.dilation[1] + 1
+    if row.in_[0] > 1 or j.rows != j.out_h or extent * row.in_[2] >= <ptrdiff_t>1 << 30:
+        return 1
+    cdef ptrdiff_t size = min(<ptrdiff_t>POOL_TABLE, j.planes * outputs // 8)  # a table must pay
+    if 2 * outputs <= size:
+        return j.rows * min(size // outputs, j.task_planes)
+    return min(j.rows, max(<ptrdiff_t>1, size // j.out_w))
 
 
-cdef void pool_backward_task(void *job_, ptrdiff_t plane, char *scratch) noexcept nogil:
-    """Task: the gradient of one plane."""
+cdef inline ptrdiff_t first_tap(const fc_pool_row *row, int dim, ptrdiff_t start) noexcept nogil:
+    """The first tap inside the image of a window that begins at `start`."""
+    return ceil_div(max(<ptrdiff_t>0, -start), row.dilation[dim])
+
+
+cdef inline ptrdiff_t last_tap(const fc_pool_row *row, int dim, ptrdiff_t start) noexcept nogil:
+    """The last tap inside the image, plus one."""
+    return min(row.kernel[dim], ceil_div(row.in_[dim] - start, row.dilation[dim]))
+
+
+cdef void tabulate_windows(PoolJob *j, uint32_t *first, uint32_t *extent) noexcept nogil:
+    """The columns of the windows of `table_rows` output rows, from the first row's windows on."""
+    cdef const fc_pool_row *row = &j.row
+    cdef ptrdiff_t o, r, start, lo
+    cdef uint32_t down
+    for o in range(j.out_w):
+        start = o * row.step - row.before
+        lo = first_tap(row, 2, start)
+        first[o] = <uint32_t>(start + lo * row.dilation[2])
+        extent[o] = <uint32_t>((last_tap(row, 2, start) - 1 - lo) * row.dilation[2] + 1)
+    for r in range(1, j.table_rows):
+        down = <uint32_t>(r % j.rows * j.stride[1] * row.in_[2])
+        for o in range(j.out_w):
+            first[r * j.out_w + o] = first[o] + down
+            extent[r * j.out_w + o] = extent[o]
+    j.windows.first, j.windows.extent = first, extent
+    j.windows.plane, j.windows.dilation = <uint32_t>j.in_plane, <uint32_t>row.dilation[2]
+    j.windows.pitch[0] = row.dilation[0] * row.in_[1] * row.in_[2]
+    j.windows.pitch[1] = row.dilation[1] * row.in_[2]
+
+
+cdef void check_indices_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: the indices of task_planes planes."""
     cdef PoolJob *j = <PoolJob *>job_
     cdef fc_pool_row row = j.row
-    cdef ptrdiff_t outputs = j.rows * j.out_w, r
-    cdef char *gx = j.y + plane * j.in_plane * j.es
-    cdef const char *g = j.x + plane * outputs * j.es
+    cdef fc_pool_windows windows = j.windows
+    cdef ptrdiff_t r = task * j.task_planes * j.rows, end = min(r + j.task_planes * j.rows, j.planes * j.rows)
+    cdef ptrdiff_t n, bad = 0, d, h = 0
+    while r < end:
+        n = min(j.table_rows, end - r if j.table_rows >= j.rows else j.rows - r % j.rows)
+        pool_row(j, r % j.rows, &row)
+        d = first_tap(&row, 0, row.start[0])
+        windows.rows[0], windows.rows[1] = last_tap(&row, 0, row.start[0]) - d, row.kernel[1]
+        if j.table_rows == 1:
+            h = first_tap(&row, 1, row.start[1])
+            windows.rows[1] = last_tap(&row, 1, row.start[1]) - h
+        windows.base = <uint32_t>((row.start[0] * row.in_[1] + row.start[1]) * row.in_[2] + d * windows.pitch[0]
+                                  + h * windows.pitch[1])
+        bad += j.k.max_pool_check(&windows, n * j.out_w, j.index + r * j.out_w)
+        r += n
+    j.bad[task] = bad
+
+
+cdef void pool_backward_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: the gradient of task_planes planes."""
+    cdef PoolJob *j = <PoolJob *>job_
+    cdef fc_pool_row row = j.row
+    cdef ptrdiff_t outputs = j.rows * j.out_w, plane = task * j.task_planes
+    cdef ptrdiff_t end = min(plane + j.task_planes, j.planes), planes, r
+    cdef char *gx
+    cdef const char *g
     row.line = scratch
-    memset(gx, 0, j.in_plane * j.es)
-    if j.maximum:
-        j.k.max_pool_scatter(outputs, g, j.index + plane * outputs, gx)
-    else:
-        for r in range(j.rows):
-            pool_row(j, r, &row)
-            j.k.avg_pool_spread(&row, g + r * j.out_w * j.es, gx)
+    if j.whole and not j.maximum:
+        j.k.avg_pool_fill(&row, end - plane, j.x + plane * j.es, j.y + plane * j.in_plane * j.es)
+        return
+    while plane < end:
+        planes = min(j.side, end - plane)
+        gx, g = j.y + plane * j.in_plane * j.es, j.x + plane * outputs * j.es
+        memset(gx, 0, planes * j.in_plane * j.es)
+        if j.maximum:
+            j.k.max_pool_scatter(planes, outputs, g, j.index + plane * outputs, j.in_plane, gx)
+        else:
+            for r in range(planes * j.rows):
+                pool_row(j, r % j.rows, &row)
+                j.k.avg_pool_spread(&row, g + r * j.out_w * j.es, gx + r // j.rows * j.in_plane * j.es)
+        plane += planes
 
 
 cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :, ::1] g,
                                  const int64_t[:, :, :, ::1] index, real[:, :, :, ::1] gx) except -1:
     cdef PoolJob j
-    cdef ptrdiff_t bad = 0, i
+    cdef ptrdiff_t bad = 0, i, tasks
     cdef int threads = threads_for(2 * plan.work())
     cdef Arena arena
+    cdef uint32_t *table
     if gx.size == 0:
         return 0
     j.k, j.es, j.maximum = fc_tables(fc_get_isa())[real is double], sizeof(real), maximum
     pool_job(plan, &j)
     j.x, j.y = <const char *>&g[0, 0, 0, 0], <char *>&gx[0, 0, 0, 0]
+    tasks = ceil_div(j.planes, j.task_planes)
     if maximum:
         j.index = <int64_t *>&index[0, 0, 0, 0]
-        arena = lease(j.planes * sizeof(ptrdiff_t))
+        j.table_rows = tabulated_rows(&j)
+        i = j.table_rows * j.out_w + 2 * j.k.lanes
+        arena = lease(tasks * sizeof(ptrdiff_t) + 2 * i * sizeof(uint32_t))
         j.bad = <ptrdiff_t *>arena.memory
+        table = <uint32_t *>(j.bad + tasks)
         with nogil:
-            run_tasks(check_indices_task, &j, j.planes, threads, NULL, 0)
-        for i in range(j.planes):
+            tabulate_windows(&j, table, table + i)
+            run_tasks(check_indices_task, &j, tasks, threads, NULL, 0)
+        for i in range(tasks):
             bad += j.bad[i]
         release(arena)
         if bad:
             return bad
     arena = lease(threads * j.line_bytes)
     with nogil:
-        run_tasks(pool_backward_task, &j, j.planes, threads, <char *>arena.memory, j.line_bytes)
+        run_tasks(pool_backward_task, &j, tasks, threads, <char *>arena.memory, j.line_bytes)
     release(arena)
     return 0
 

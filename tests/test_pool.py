@@ -61,6 +61,21 @@ CASES = [
     Case("kernel 5x5 stride 1, padded", (1, 3, 13, 13), 5, {"stride": 1, "padding": 2}),
     Case("window of more than 256", (1, 2, 19, 20), 17, {"stride": 1}),
     Case("the whole image", (2, 5, 7, 7), 7),
+    *[
+        Case(f"the whole image, {n} elements", (9, 3, n), n, {}, 1)
+        for n in (2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 64, 65)
+    ],
+    Case("the whole image and padding", (2, 9, 6, 5), 8, {"padding": ((1, 1), (2, 1))}),
+    Case("the whole volume", (2, 9, 3, 4, 5), (3, 4, 5), {}, 3),
+    Case("one window, but not the whole image", (2, 9, 7, 8), 7),
+    Case("planes side by side and left over", (3, 7, 9, 9), 3, {"stride": 2, "padding": 1}),
+    Case("3x3 stride 3, ow one short of a vector", (1, 17, 7, 45), 3),
+    Case("3x3 stride 3, ow one vector", (1, 17, 7, 48), 3),
+    Case("3x3 stride 3, ow one past a vector", (1, 17, 7, 51), 3),
+    Case("5x5 stride 3, padded", (1, 3, 14, 50), 5, {"stride": 3, "padding": 2}),
+    Case("a window much wider than its row of outputs", (1, 2, 5, 90), (2, 88), {"stride": 1}),
+    Case("one column of outputs", (1, 2, 6, 90), (2, 90), {"stride": 1}),
+    Case("padding that no window but the first needs", (1, 2, 6, 9), (2, 8), {"stride": (1, 3), "padding": (0, 7)}),
     Case("1x1 image, padded", (2, 5, 1, 1), 3, {"stride": 1, "padding": 1}),
     Case("asymmetric padding", (2, 3, 7, 8), 3, {"stride": 2, "padding": ((0, 2), (1, 0))}),
     Case("padding past half the kernel", (2, 3, 6, 5), 3, {"stride": 1, "padding": 2}),
@@ -170,6 +185,57 @@ def test_index_outside_its_window(case, isa, dtype):
         assert (out == 3).all()
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("planes that share a table", (2, 9, 5, 6), 3, {"stride": 1, "padding": 1}),
+        Case("planes that share a table, dilated", (2, 9, 9, 9), 3, {"stride": 2, "padding": 2, "dilation": 2}),
+        Case("rows that share a table", (1, 1, 50, 60), 2),
+        Case("a row longer than a table", (1, 2, 1400), 3, {"stride": 2, "padding": 1}, 1),
+        Case("slices", (2, 9, 3, 4, 5), 2, {"stride": 1, "padding": 1}, 3),
+        Case("the whole image", (3, 9, 7, 7), 7),
+        Case("one column", (1, 2, 9, 1), (3, 1), {"stride": 1, "padding": (1, 0)}),
+    ],
+    ids=lambda case: case.reason,
+)
+def test_every_wrong_index_is_counted(case, isa, dtype):
+    """Of an output anywhere in the array, and as near to its window as an index can be."""
+    forward, backward, reference_forward, _ = case.functions("max")
+    rng = generator(case)
+    y, indices = forward(rng.standard_normal(case.x), case.kernel_size, **case.options, return_indices=True)
+    size, out_size = case.x[-case.ndim :], y.shape[-case.ndim :]
+    one_hot = np.eye(prod(size)).reshape(-1, *size) if prod(size) < 2000 else None
+    for at in {0, 1, prod(out_size) - 1, y.size // 2, y.size - 1, *rng.integers(y.size, size=3).tolist()}:
+        right = int(indices.flat[at])
+        wrong = [-1, -right - 1, prod(size), right + 2**31, right + 2**32, right - 2**32, right - 2**63, 2**63 - 1]
+        if one_hot is not None:
+            o = at % prod(out_size)
+            windows = reference_forward(one_hot, case.kernel_size, **case.options).reshape(prod(size), -1)
+            inside = np.flatnonzero(windows[:, o] > 0)
+            neighbours = np.unique([*(inside - 1), *(inside + 1), *(inside - size[-1]), *(inside + size[-1])])
+            wrong += np.setdiff1d(neighbours, inside).tolist()
+        for index in wrong:
+            changed, out = indices.copy(), np.full(case.x, 3, dtype)
+            changed.flat[at] = index
+            with pytest.raises(ValueError, match=rf"^max_pool{case.ndim}d_backward: indices .* 1\b"):
+                backward(y.astype(dtype), changed, case.x, case.kernel_size, **case.options, out=out)
+            assert (out == 3).all()
+
+
+@max_cases
+def test_a_nan_of_the_gradient_stays_at_its_index(case, isa, dtype):
+    forward, backward, *_ = case.functions("max")
+    rng = generator(case)
+    y, indices = forward(rng.standard_normal(case.x), case.kernel_size, **case.options, return_indices=True)
+    g = np.zeros(y.shape, dtype)
+    g.flat[: y.size : max(1, y.size // 3)] = np.nan
+    actual = backward(g, indices, case.x, case.kernel_size, **case.options)
+    expected = np.zeros(case.x, bool)
+    plane = np.arange(y.size) // prod(y.shape[-case.ndim :]) * prod(case.x[-case.ndim :])
+    expected.flat[(plane + indices.ravel())[np.isnan(g.ravel())]] = True
+    np.testing.assert_array_equal(np.isnan(actual), expected)
+
+
 def test_every_max_pool_of_a_grid(isa, dtype, rng):
     x = with_ties((2, 2, 8, 9), dtype, rng)
     x[0, 1, ::3, ::4] = np.nan
@@ -210,6 +276,11 @@ def test_nan_and_inf_stay_in_their_windows(case, isa, dtype):
     x = rng.standard_normal(case.x).astype(dtype)
     x.flat[rng.choice(x.size, min(x.size, 3), replace=False)] = (np.nan, np.inf, -np.inf)[: x.size]
     check_avg(case, x, {})
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 65), (150, 201)])
+def test_mean_of_a_large_plane(size, isa, dtype, rng):
+    check_avg(Case(f"a plane of {size}", (2, 3, *size), size), rng.random((2, 3, *size)).astype(dtype), {})
 
 
 def test_every_avg_pool_of_a_grid(isa, dtype, rng):
@@ -302,6 +373,30 @@ def test_out_receives_the_same_bits(kind, case, isa, dtype):
     out = np.full_like(x, np.nan)
     assert backward(*arguments, **case.options, out=out) is out
     np.testing.assert_array_equal(out, backward(*arguments, **case.options))
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((11, 67, 24, 26), (3, 1, 1)),
+        ((11, 67, 24, 26), (3, 2, 1)),
+        ((11, 67, 24, 26), (5, 3, 2)),
+        ((1, 3, 300, 400), (3, 1, 1)),
+        ((13, 301, 17, 19), ((17, 19),)),
+    ],
+)
+def test_every_number_of_threads_gives_the_same_bits(kind, shape, window, isa, dtype, rng):
+    """Of work enough for several threads."""
+    forward, backward = getattr(fastconv, f"{kind}_pool2d"), getattr(fastconv, f"{kind}_pool2d_backward")
+    x, results = rng.standard_normal(shape).astype(dtype), []
+    for threads in (1, 2, 3):
+        with fastconv.threads(threads):
+            y, *indices = forward(x, *window, return_indices=True) if kind == "max" else (forward(x, *window),)
+            results.append((y, *indices, backward(y, *indices, shape, *window)))
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])

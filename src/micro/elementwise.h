@@ -34,21 +34,27 @@ static void FC_KERNEL(add)(ptrdiff_t n, const void *x_, void *y_) {
 }
 
 /* Four vectors of partial sums: the error grows with n / (4 lanes), the drivers add blocks of bounded n. */
-static void FC_KERNEL(sum)(ptrdiff_t n, const void *x_, void *y) {
-    const REAL *x = x_;
+#define sum_of FC_LOCAL(sum_of)
+FC_INLINE REAL sum_of(ptrdiff_t n, const REAL *x) {
     vec s[4] = {{0}, {0}, {0}, {0}};
     ptrdiff_t i = 0;
     for (; i + 4 * FC_LANES <= n; i += 4 * FC_LANES) {
         FC_UNROLL
         for (int v = 0; v < 4; v++) s[v] += vec_load(x + i + v * FC_LANES);
     }
-    for (; i < n; i += FC_LANES) s[0] += vec_load_bits(x + i, bits_range(0, n - i));
-    s[0] = (s[0] + s[1]) + (s[2] + s[3]);
-    REAL total = 0;
+    for (; i + FC_LANES <= n; i += FC_LANES) s[0] += vec_load(x + i);
+    s[1] += vec_load_bits(x + i, bits_range(0, n - i));
+    REAL lane[FC_LANES];
+    vec_store(lane, (s[0] + s[1]) + (s[2] + s[3]));
     FC_UNROLL
-    for (int l = 0; l < FC_LANES; l++) total += s[0][l];
-    *(REAL *)y = total;
+    for (int half = FC_LANES / 2; half; half /= 2) {
+        FC_UNROLL
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    }
+    return lane[0];
 }
+
+static void FC_KERNEL(sum)(ptrdiff_t n, const void *x, void *y) { *(REAL *)y = sum_of(n, x); }
 
 #define sigmoid_of FC_LOCAL(sigmoid_of)
 FC_INLINE REAL sigmoid_of(REAL x) { return 1 / (1 + FC_EXP(-x)); }

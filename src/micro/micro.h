@@ -75,7 +75,7 @@ typedef struct {
     ptrdiff_t pad_after[3]; /* extent of the padding behind the image, for the average's divisor */
     int count_include_pad;
     ptrdiff_t divisor; /* 0: the window's */
-    void *line; /* scratch: a row with its padding, and the rows of its maxima `line_size` behind */
+    void *line; /* scratch: a row with its padding; `line_size` behind, its maxima's rows or a mean's shares */
     ptrdiff_t skip; /* columns of padding that no tap needs, left out of the line */
     ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
 } fc_pool_row;
@@ -98,6 +98,16 @@ typedef struct {
     ptrdiff_t masks;           /* vectors that a filter column reads of a row */
     const uint32_t *bits;      /* [filter column][masks] */
 } fc_plane;
+
+/* Where the indices of consecutive outputs o may lie: less than extent[o] behind the first element of a row of the
+ * window, base + first[o] + kd * pitch[0] + kh * pitch[1], at multiples of the dilation, and inside the plane.
+ * Positions are below 2^31, sums are taken modulo 2^32. */
+typedef struct {
+    uint32_t plane, base; /* elements of the plane; offset of the first output's window */
+    const uint32_t *first, *extent;
+    ptrdiff_t rows[2], pitch[2]; /* along d and h: how many, and elements between them */
+    uint32_t dilation;           /* along w */
+} fc_pool_windows;
 
 typedef struct {
     const char *isa;
@@ -139,12 +149,18 @@ typedef struct {
     void (*relu)(ptrdiff_t n, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : x */
     void (*relu_backward)(ptrdiff_t n, const void *g, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : g */
 
-  /* One output row of a pool; see pool.h. */
+      /* One output row of a pool; see pool.h. */
     void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);
     void (*avg_pool_row)(const fc_pool_row *p, void *y);
-    ptrdiff_t (*max_pool_check)(const fc_pool_row *p, const int64_t *index);
-    void (*max_pool_scatter)(ptrdiff_t n, const void *g, const int64_t *index, void *gx);
+    /* How many of n indices lie outside their windows; gx[index] += g, n outputs a plane */
+    ptrdiff_t (*max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index);
+    void (*max_pool_scatter)(ptrdiff_t planes, ptrdiff_t n, const void *g, const int64_t *index, ptrdiff_t plane,
+                             void *gx);
     void (*avg_pool_spread)(const fc_pool_row *p, const void *g, void *gx);
+    /* The same for planes that one window covers */
+    void (*max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y, int64_t *index);
+    void (*avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y);
+    void (*avg_pool_fill)(const fc_pool_row *p, ptrdiff_t planes, const void *g, void *gx);
 
     /* Direct convolution of few channels; see direct.h */
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,

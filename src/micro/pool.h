@@ -9,7 +9,11 @@
  *     y                      [     ] [     ] [     ]
  *
  *   max    the first maximum wins; a NaN wins over everything, and the last NaN of a window over the others
- *   mean   rows are added in order, then columns, and the sum is divided once: NaN and Inf stay in their windows */
+ *   mean   rows are added in order, then columns, and the sum is divided once: NaN and Inf stay in their windows
+ *
+ * Backwards, a maximum's gradient is scattered to its index, once every index is known to lie in its window: nothing is
+ * written before.  A mean's is gathered: columns of a line add the shares of their windows, then rows add the line.
+ * Planes that one window covers have no rows: they are reduced or filled as the contiguous elements that they are. */
 
 #define line_values FC_LOCAL(line_values)
 FC_INLINE REAL *line_values(const fc_pool_row *p) { return (REAL *)p->line + p->before - p->skip; }
@@ -55,6 +59,13 @@ FC_INLINE ivec splat_integer(INTEGER x) { return x - (ivec){0}; }
 
 #define pick FC_LOCAL(pick)
 FC_INLINE ivec pick(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & b); }
+
+#define lane_numbers FC_LOCAL(lane_numbers)
+FC_INLINE ivec lane_numbers(void) {
+    ivec v;
+    for (int l = 0; l < FC_LANES; l++) v[l] = l;
+    return v;
+}
 
 #define FC_NOWHERE (FC_REAL_BYTES == 4 ? (INTEGER)INT32_MAX : (INTEGER)INT64_MAX)
 
@@ -167,46 +178,74 @@ static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y, int64_t *inde
     }
 }
 
-/* How many of an output row's indices lie outside their windows */
-static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_row *p, const int64_t *index) {
-    ptrdiff_t d0, d1, h0, h1, bad = 0;
-    clip_taps(p, 0, &d0, &d1);
-    clip_taps(p, 1, &h0, &h1);
-    enum { BLOCK = 64 };
-    const uint64_t plane = (uint64_t)(p->in[0] * p->in[1] * p->in[2]); /* below 2^31, as geometry.py sees to */
-    const uint32_t width = (uint32_t)p->in[2], extent = (uint32_t)((p->kernel[2] - 1) * p->dilation[2] + 1);
-    const uint32_t step = (uint32_t)p->step, dilation = (uint32_t)p->dilation[2];
-    for (ptrdiff_t o = 0; o < p->out; o += BLOCK) {
-        const int n = p->out - o < BLOCK ? (int)(p->out - o) : BLOCK;
-        const uint32_t start = (uint32_t)(o * p->step - p->before);
-        uint32_t at[BLOCK], good[BLOCK];
-        for (int i = 0; i < n; i++) {
-            at[i] = (uint64_t)index[o + i] < plane ? (uint32_t)index[o + i] : UINT32_MAX;
-            good[i] = 0;
+/* Indices are checked as 32-bit words, whatever REAL is. */
+#define FC_WORDS (FC_VEC_BYTES / 4)
+#define words FC_LOCAL(words)
+#define indices FC_LOCAL(indices)
+typedef uint32_t words __attribute__((vector_size(FC_VEC_BYTES)));
+typedef uint32_t FC_LOCAL(words_unaligned) __attribute__((vector_size(FC_VEC_BYTES), aligned(4)));
+typedef uint64_t indices __attribute__((vector_size(2 * FC_VEC_BYTES), aligned(8), may_alias));
+
+/* All ones where the index of output o + lane lies outside its window */
+#define outside FC_LOCAL(outside)
+FC_INLINE words outside(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height,
+                        const uint32_t dilation, ptrdiff_t o, const int64_t *index) {
+    const indices v = *(const indices *)index;
+    const words low = __builtin_convertvector(v, words), high = __builtin_convertvector(v >> 32, words);
+    const words at = low - (p->base + *(const FC_LOCAL(words_unaligned) *)(p->first + o));
+    const words extent = *(const FC_LOCAL(words_unaligned) *)(p->extent + o);
+    words good = {0};
+    for (ptrdiff_t kd = 0; kd < depth; kd++)
+        for (ptrdiff_t kh = 0; kh < height; kh++) {
+            const words column = at - (uint32_t)(kd * p->pitch[0] + kh * p->pitch[1]);
+            if (dilation == 1)
+                good |= (words)(column < extent);
+            else
+                good |= (words)(column < extent) & (words)(column % dilation == 0);
         }
-        for (ptrdiff_t kd = d0; kd < d1; kd++)
-            for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                const ptrdiff_t d = p->start[0] + kd * p->dilation[0], h = p->start[1] + kh * p->dilation[1];
-                const uint32_t row = (uint32_t)((d * p->in[1] + h) * p->in[2]);
-                for (int i = 0; i < n; i++) {
-                    const uint32_t w = at[i] - row, tap = w - start - (uint32_t)i * step;
-                    good[i] |= (w < width) & (tap < extent);
-                }
-                if (dilation > 1)
-                    for (int i = 0; i < n; i++) {
-                        const uint32_t w = at[i] - row, tap = w - start - (uint32_t)i * step;
-                        if (w < width && tap % dilation) good[i] = 0;
-                    }
-            }
-        for (int i = 0; i < n; i++) bad += !good[i];
+    return ~good | (words)(low >= p->plane) | (words)(high != 0);
+}
+
+/* Inlined with constant numbers of rows and dilation; tables are readable a vector beyond n. */
+#define count_outside FC_LOCAL(count_outside)
+FC_INLINE ptrdiff_t count_outside(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height,
+                                  const uint32_t dilation, ptrdiff_t n, const int64_t *index) {
+    words count = {0};
+    ptrdiff_t bad = 0, i = 0;
+    for (; i + FC_WORDS <= n; i += FC_WORDS) count -= outside(p, depth, height, dilation, i, index + i);
+    for (int l = 0; l < FC_WORDS; l++) bad += count[l];
+    if (i < n) {
+        int64_t rest[FC_WORDS] = {0};
+        for (ptrdiff_t l = 0; l < n - i; l++) rest[l] = index[i + l];
+        count = outside(p, depth, height, dilation, i, rest);
+        for (ptrdiff_t l = 0; l < n - i; l++) bad += count[l] != 0;
     }
     return bad;
 }
 
-static void FC_KERNEL(max_pool_scatter)(ptrdiff_t n, const void *g_, const int64_t *index, void *gx_) {
+/* How many of n consecutive outputs' indices lie outside their windows */
+static ptrdiff_t FC_KERNEL(max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index) {
+    if (p->dilation == 1 && p->rows[0] == 1) {
+        if (p->rows[1] == 2) return count_outside(p, 1, 2, 1, n, index);
+        if (p->rows[1] == 3) return count_outside(p, 1, 3, 1, n, index);
+        if (p->rows[1] == 5) return count_outside(p, 1, 5, 1, n, index);
+    }
+    return count_outside(p, p->rows[0], p->rows[1], p->dilation, n, index);
+}
+
+/* gx[index] += g, for n outputs of each plane.  An addition waits for the one before to the same element, and
+ * neighbouring windows share theirs; planes do not, so that four of them go side by side. */
+static void FC_KERNEL(max_pool_scatter)(ptrdiff_t planes, ptrdiff_t n, const void *g_, const int64_t *index,
+                                        ptrdiff_t plane, void *gx_) {
     const REAL *g = g_;
     REAL *gx = gx_;
-    for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
+    for (; planes >= 4; planes -= 4, g += 4 * n, index += 4 * n, gx += 4 * plane)
+        for (ptrdiff_t i = 0; i < n; i++) {
+            FC_UNROLL
+            for (int j = 0; j < 4; j++) gx[j * plane + index[j * n + i]] += g[j * n + i];
+        }
+    for (; planes > 0; planes--, g += n, index += n, gx += plane)
+        for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
 }
 
 /* Elements of a window along one dimension: those inside the image, or with the padding that it covers */
@@ -226,9 +265,13 @@ FC_INLINE vec divisors(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t dh) {
     const ptrdiff_t w = o * p->step - p->before;
     const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
     if (w >= 0 && w + (left - 1) * p->step + p->kernel[2] <= p->in[2]) return vec_splat((REAL)(dh * p->kernel[2]));
-    vec v;
-    for (int l = 0; l < FC_LANES; l++) v[l] = (REAL)(dh * (l < left ? window_extent(p, 2, w + l * p->step) : 1));
-    return v;
+    const ptrdiff_t room = p->in[2] + (p->count_include_pad ? p->pad_after[2] : 0) - w;
+    const ivec along = lane_numbers() * (INTEGER)p->step, none = {0};
+    const ivec kernel = splat_integer((INTEGER)p->kernel[2]), lead = splat_integer((INTEGER)-w) - along;
+    ivec extent = splat_integer((INTEGER)(room < FC_NOWHERE ? room : FC_NOWHERE)) - along;
+    extent = pick(extent < kernel, extent, kernel);
+    if (!p->count_include_pad) extent -= pick(lead > none, lead, none);
+    return __builtin_convertvector(extent, vec) * (REAL)dh;
 }
 
 #define mean_columns FC_LOCAL(mean_columns)
@@ -255,29 +298,53 @@ static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y) {
         mean_columns(p, p->step, y);
 }
 
-/* The mean's gradient: every element of a window receives g / divisor. A line collects the columns, every row adds
- * it. */
+/* line[t * step + phase] = the sum of the shares of outputs t - m, whose windows have that column at tap m * step + phase;
+ * inlined with a constant step, so that phases are interleaved by shuffles */
+#define spread_columns FC_LOCAL(spread_columns)
+FC_INLINE void spread_columns(const fc_pool_row *p, const ptrdiff_t step, const REAL *share, REAL *line) {
+    const ptrdiff_t end = p->skip + p->line_end;
+    for (ptrdiff_t t = p->skip / step; t * step < end; t += FC_LANES) {
+        const ptrdiff_t first = t < p->out ? 0 : t - p->out + 1;
+        vec v[2];
+        for (ptrdiff_t phase = 0; phase < step; phase++) {
+            ptrdiff_t taps = ceil_div(p->kernel[2] - phase, step);
+            if (taps > t + FC_LANES) taps = t + FC_LANES;
+            vec sum = {0};
+            for (ptrdiff_t m = first; m < taps; m++) sum += vec_load(share + t - m);
+            if (step <= 2)
+                v[phase] = sum;
+            else
+                for (int l = 0; l < FC_LANES && (t + l) * step + phase < end; l++)
+                    line[(t + l) * step + phase] = sum[l];
+        }
+        if (step == 1)
+            vec_store(line + t, v[0]);
+        else if (step == 2) {
+            vec_store(line + 2 * t, vec_zip_lo(v[0], v[1]));
+            vec_store(line + 2 * t + FC_LANES, vec_zip_hi(v[0], v[1]));
+        }
+    }
+}
+
+/* The mean's gradient: every element of a window receives g / divisor.  A line collects the columns, every row of the
+ * windows adds it. */
 static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, void *gx) {
     const REAL *g = g_;
-    REAL *line = line_values(p) - p->before;
-    ptrdiff_t d0, d1, h0, h1, w0, w1;
+    REAL *line = line_values(p) - p->before, *share = (REAL *)p->line + p->line_size + FC_LANES;
+    ptrdiff_t d0, d1, h0, h1;
     clip_taps(p, 0, &d0, &d1);
     clip_taps(p, 1, &h0, &h1);
     const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
-    for (ptrdiff_t i = p->skip; i < p->skip + p->line_end; i++) line[i] = 0;
-    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
-        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-        const uint32_t bits = bits_range(0, left);
-        const vec share = vec_load_bits(g + o, bits) / divisors(p, o, dh);
-        REAL lane[FC_LANES];
-        vec_store(lane, share);
-        clip_taps_w(p, o, &w0, &w1);
-        if (p->step == 1)
-            for (ptrdiff_t kw = w0; kw < w1; kw++) vec_store_bits(line + o + kw, vec_load(line + o + kw) + share, bits);
-        else
-            for (ptrdiff_t l = 0; l < left; l++)
-                for (ptrdiff_t kw = w0; kw < w1; kw++) line[(o + l) * p->step + kw] += lane[l];
-    }
+    vec_store(share - FC_LANES, (vec){0});
+    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES)
+        vec_store(share + o, vec_load_bits(g + o, bits_range(0, p->out - o)) / divisors(p, o, dh));
+    vec_store(share + p->out, (vec){0});
+    if (p->step == 1)
+        spread_columns(p, 1, share, line);
+    else if (p->step == 2)
+        spread_columns(p, 2, share, line);
+    else
+        spread_columns(p, p->step, share, line);
     for (ptrdiff_t kd = d0; kd < d1; kd++)
         for (ptrdiff_t kh = h0; kh < h1; kh++) {
             REAL *row = (REAL *)gx + ((p->start[0] + kd) * p->in[1] + p->start[1] + kh) * p->in[2];
@@ -286,4 +353,86 @@ static void FC_KERNEL(avg_pool_spread)(const fc_pool_row *p, const void *g_, voi
                 vec_store_bits(row + i, vec_load_bits(row + i, bits) + vec_load(line + p->before + i), bits);
             }
         }
+}
+
+/* Planes that one window covers: y = the mean or the maximum of n contiguous elements, and the mean's gradient. */
+
+#define plane_divisor FC_LOCAL(plane_divisor)
+FC_INLINE REAL plane_divisor(const fc_pool_row *p) {
+    if (p->divisor) return (REAL)p->divisor;
+    return (REAL)(window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]) *
+                  window_extent(p, 2, -p->before));
+}
+
+static void FC_KERNEL(avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_) {
+    REAL *y = y_;
+    const REAL *x = p->x, divisor = plane_divisor(p);
+    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2];
+    enum { BLOCK = 4096 }; /* sums of sums: the error does not grow with n */
+    for (ptrdiff_t i = 0; i < planes; i++, x += n) {
+        REAL sum = 0;
+        for (ptrdiff_t j = 0; j < n; j += BLOCK) sum += sum_of(n - j < BLOCK ? n - j : BLOCK, x + j);
+        y[i] = sum / divisor;
+    }
+}
+
+static void FC_KERNEL(avg_pool_fill)(const fc_pool_row *p, ptrdiff_t planes, const void *g_, void *gx_) {
+    const REAL *g = g_, divisor = plane_divisor(p);
+    REAL *gx = gx_;
+    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2], rest = n % FC_LANES;
+    for (; planes > 0; planes--, g++, gx += n) {
+        const vec share = vec_splat(*g / divisor);
+        for (ptrdiff_t i = 0; i + FC_LANES <= n; i += FC_LANES) vec_store(gx + i, share);
+        if (rest) vec_store_bits(gx + n - rest, share, bits_range(0, rest));
+    }
+}
+
+/* Every lane becomes the maximum of all, a NaN if there is one, or the least integer: halves are zipped log2(lanes)
+ * times. */
+#define best_of_lanes FC_LOCAL(best_of_lanes)
+FC_INLINE vec best_of_lanes(vec v) {
+    FC_UNROLL
+    for (int lanes = 1; lanes < FC_LANES; lanes *= 2) {
+        const vec a = vec_zip_lo(v, v), b = vec_zip_hi(v, v);
+        v = vec_select(wins(a, b), a, b);
+    }
+    return v;
+}
+
+#define least_of_lanes FC_LOCAL(least_of_lanes)
+FC_INLINE ivec least_of_lanes(ivec v) {
+    FC_UNROLL
+    for (int lanes = 1; lanes < FC_LANES; lanes *= 2) {
+        const ivec a = (ivec)vec_zip_lo((vec)v, (vec)v), b = (ivec)vec_zip_hi((vec)v, (vec)v);
+        v = pick(a < b, a, b);
+    }
+    return v;
+}
+
+/* Lanes go down the plane and are compared at the end.  The last vector overlaps the one before: seen twice, an element
+ * wins no more than once.  Of NaNs the last is the one whose complement is least. */
+static void FC_KERNEL(max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_, int64_t *index) {
+    REAL *y = y_;
+    const REAL *x = p->x;
+    const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2];
+    const ivec lane = lane_numbers();
+    const ivec real = lane < splat_integer((INTEGER)(n < FC_LANES ? n : FC_LANES)), nowhere = splat_integer(FC_NOWHERE);
+    for (ptrdiff_t k = 0; k < planes; k++, x += n) {
+        vec best = vec_select(real, vec_load_bits(x, bits_range(0, n)), vec_splat(-FC_INFINITY));
+        ivec where = pick(real, lane, nowhere);
+        for (ptrdiff_t i = FC_LANES; i < n; i += FC_LANES) {
+            const ptrdiff_t at = i + FC_LANES <= n ? i : n - FC_LANES;
+            const vec v = vec_load(x + at);
+            const ivec won = wins(v, best);
+            best = vec_select(won, v, best);
+            where = pick(won, lane + (INTEGER)at, where);
+        }
+        const vec top = best_of_lanes(best);
+        y[k] = top[0];
+        if (index) {
+            const ivec flip = top != top;
+            const ivec found = least_of_lanes(pick((best == top) | (best != best), where ^ flip, nowhere)) ^ flip;
+            index[k] = found[0];
+        }
+    }
 }
