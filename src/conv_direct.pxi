@@ -13,6 +13,9 @@ task owns a group and a fixed share of the images.
 Where a group has one input channel (depthwise), filters of up to seven rows need no copies: see micro/depthwise.h.
 """
 
+cdef enum:
+    SLOTS = 6  # two register tiles
+
 cdef struct RowWindow:
     ptrdiff_t h, w  # least tap offsets
     ptrdiff_t rows, span  # greatest minus least tap offset along h, along w
@@ -85,7 +88,6 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
     cdef ptrdiff_t *offset = <ptrdiff_t *>(scratch + j.b_size)
     cdef fc_slot *slot = <fc_slot *>(scratch + j.b_size + j.runs_size)
     cdef ptrdiff_t i, h, w, slots = 0, t, c, most = 8
-    cdef int count
     copy_rows(k, es, s, &v, x, h0, out_rows, rows)
     for c in range(s.channels):  # k = (channel, tap): a channel's rows stay in L1 for all taps
         for t in range(s.ntaps):
@@ -99,15 +101,19 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
     for i in range(most):  # what fills the last tile up reads the first slot and stores nothing
         slot[slots + i] = slot[0]
         slot[slots + i].len = 0
-    for i from 0 <= i < s.rows by k.mr:
-        count = <int>min(<ptrdiff_t>k.mr, s.rows - i)
-        k.direct(count, slots, depth, a + i * depth * es, rows, offset, slot, j.out + (base + i * s.out_channel) * es,
-                 s.out_channel, s.out_pixel[2], NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es)
-        if j.activation or j.residual != NULL:
-            for h in range(out_rows):
-                at = base + i * s.out_channel + h * s.out_pixel[1]
-                k.epilogue(j.out + at * es, s.out_channel, count, <int>s.out[2], NULL,
-                           NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
+    # Where rows take several panels, a few slots see all of them before the next: their pixels stay in L1, and the
+    # weights stream from L2.
+    cdef ptrdiff_t some = slots if s.rows <= k.mr else SLOTS
+    for at from 0 <= at < slots by some:
+        for i from 0 <= i < s.rows by k.mr:
+            k.direct(<int>min(<ptrdiff_t>k.mr, s.rows - i), min(some, slots - at), depth, a + i * depth * es, rows, offset,
+                     slot + at, j.out + (base + i * s.out_channel) * es, s.out_channel, s.out_pixel[2],
+                     NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es)
+    if j.activation or j.residual != NULL:
+        for h in range(out_rows):
+            at = base + h * s.out_pixel[1]
+            k.epilogue(j.out + at * es, s.out_channel, <int>s.rows, <int>s.out[2], NULL,
+                       NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
 
 
 # ---- depthwise ----

@@ -32,11 +32,20 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
     }
     for (ptrdiff_t k = 0; k < depth; k++, a += FC_MR) {
         const ptrdiff_t at = offset[k];
+        vec held[8]; /* the fewer of the two operands; the other passes through one register */
         FC_UNROLL
-        for (int s = 0; s < slots; s++) {
-            const vec bs = vec_load(src[s] + at);
+        for (int h = 0; h < (rows < slots ? rows : slots); h++)
+            held[h] = rows < slots ? vec_splat(a[h]) : vec_load(src[h] + at);
+        FC_UNROLL
+        for (int o = 0; o < (rows < slots ? slots : rows); o++) {
+            const vec other = rows < slots ? vec_load(src[o] + at) : vec_splat(a[o]);
             FC_UNROLL
-            for (int i = 0; i < rows; i++) acc[i][s] += vec_splat(a[i]) * bs;
+            for (int h = 0; h < (rows < slots ? rows : slots); h++) {
+                if (rows < slots)
+                    acc[h][o] += held[h] * other;
+                else
+                    acc[o][h] += other * held[h];
+            }
         }
     }
     FC_UNROLL
@@ -93,6 +102,7 @@ static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const 
 #define copy_row FC_LOCAL(copy_row)
 FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, const ptrdiff_t step,
                         ptrdiff_t pitch, REAL *dst) {
+    enum { AHEAD = 4096 / FC_REAL_BYTES }; /* stores to one row after another distract the prefetchers */
     for (ptrdiff_t p = 0; p < step; p++, dst += pitch) {
         ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
         lo = lo < 0 ? 0 : lo < pitch ? lo : pitch;
@@ -101,8 +111,10 @@ FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptr
         const ptrdiff_t whole = (readable - p + before) / step - FC_LANES; /* last i of a vector that may be read */
         ptrdiff_t i = 0;
         for (; i < lo; i += FC_LANES) vec_store(dst + i, (vec){0});
-        for (i = lo; i < hi && i <= whole; i += FC_LANES)
+        for (i = lo; i < hi && i <= whole; i += FC_LANES) {
+            __builtin_prefetch(from + i * step + AHEAD);
             vec_store(dst + i, load_every(from + i * step, step, FC_LANES));
+        }
         for (; i < hi; i += FC_LANES)
             vec_store(dst + i, load_lanes(from + i * step, step, 0, hi - i < FC_LANES ? hi - i : FC_LANES));
         for (i = hi; i < pitch; i += FC_LANES) vec_store(dst + i, (vec){0});
