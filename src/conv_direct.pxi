@@ -174,14 +174,14 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
                                    sums + (oc * s.channels + c) * s.ntaps * es)
 
 
-cdef int conv_direct_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
-                                     real[:, :, :, ::1] grad_weight) except -1:
+cdef int conv_direct_weight_gradient(ConvPlan plan, const char *grad_output, const char *x,
+                                     char *grad_weight) except -1:
     cdef DirectGradientJob j
     cdef int threads = threads_for(plan.flops)
     cdef ptrdiff_t weights = plan.groups * plan.oc * plan.ic * plan.taps
     cdef RowWindow v
     j.k, j.es, j.s, j.groups = plan.k, plan.es, &plan.output, plan.groups
-    j.x, j.grad_output = <const char *>&x[0, 0, 0, 0], <const char *>&grad_output[0, 0, 0, 0]
+    j.x, j.grad_output = x, grad_output
     j.direct_rows, j.shares = plan.direct_weight_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
     v = row_window(j.s, j.direct_rows)
     j.x_size = aligned((plan.ic * v.plane + j.k.lanes) * j.es)
@@ -192,6 +192,6 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] gra
     with nogil:
         run_flushed(direct_gradient_task, &j, j.groups * j.shares, threads, j.partial + partial, scratch)
         pairwise(j.k, j.es, j.partial, weights, j.shares, weights)
-        memcpy(&grad_weight[0, 0, 0, 0], j.partial, weights * j.es)
+        memcpy(grad_weight, j.partial, weights * j.es)
     release(arena)
     return 0

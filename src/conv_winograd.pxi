@@ -214,33 +214,28 @@ cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights, double flops) exc
     return j.finite
 
 
-cdef int conv_winograd_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight,
-                              const real[::1] bias, const real[:, :, :, ::1] residual, real[:, :, :, ::1] out,
-                              int activation, double slope) except -1:
+cdef int conv_winograd_output(ConvPlan plan, const char *x, const char *weight, const char *bias,
+                              const char *residual, char *out, int activation, double slope) except -1:
     cdef WinogradJob j
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_output
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
     j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
     j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
-    j.x, j.weight, j.y = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0, 0]
+    j.x, j.weight, j.bias, j.residual, j.y = x, weight, bias, residual, out
     j.row_stride, j.channel_stride, j.flip = plan.ic * plan.taps, plan.taps, 0
-    j.bias = NULL if bias is None else <const char *>&bias[0]
-    j.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
     j.activation, j.slope = activation, slope
     return run_winograd(&j, plan.oc * plan.ic * plan.taps, plan.flops)
 
 
-cdef int conv_winograd_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output,
-                                      const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_input) except -1:
+cdef int conv_winograd_input_gradient(ConvPlan plan, const char *grad_output, const char *weight,
+                                      char *grad_input) except -1:
     cdef WinogradJob j
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_gradient
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.oc, plan.ic
     j.in_h, j.in_w, j.out_h, j.out_w = plan.out[1], plan.out[2], plan.in_[1], plan.in_[2]
     j.pad_h, j.pad_w = plan.kernel[1] - 1 - plan.pad[1], plan.kernel[2] - 1 - plan.pad[2]
-    j.x, j.weight = <const char *>&grad_output[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
-    j.y = <char *>&grad_input[0, 0, 0, 0]
+    j.x, j.weight, j.bias, j.residual, j.y = grad_output, weight, NULL, NULL, grad_input
     j.row_stride, j.channel_stride, j.flip = plan.taps, plan.ic * plan.taps, 1
-    j.bias, j.residual = NULL, NULL
     j.activation, j.slope = 0, 0
     return run_winograd(&j, plan.oc * plan.ic * plan.taps, plan.flops)
 
@@ -317,17 +312,16 @@ cdef void fused_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept
         finish_weights(j, scratch + col * j.es, panel + col, c, count)
 
 
-cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
-                                       real[:, :, :, ::1] grad_weight) except -1:
+cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, const char *x,
+                                       char *grad_weight) except -1:
     cdef WinogradJob j
     cdef int threads = threads_for(plan.flops), g
     cdef ptrdiff_t chunks, panels
-    cdef char *weight = <char *>&grad_weight[0, 0, 0, 0]
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_weight
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
     j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
     j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
-    j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&grad_output[0, 0, 0, 0]
+    j.x, j.y = x, <char *>grad_output
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
     plan_patches(&j)
     chunks, panels = ceil_div(j.channels, j.chunk), ceil_div(j.rows, j.k.nr)
@@ -344,7 +338,7 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
     with nogil:
         for g in range(j.groups):
             j.group = g
-            j.weight = weight + g * j.rows * j.row_stride * j.es
+            j.weight = grad_weight + g * j.rows * j.row_stride * j.es
             j.patch0 = 0
             while j.patch0 < j.patches:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)

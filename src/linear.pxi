@@ -78,42 +78,38 @@ cdef int run_product(ProductJob *j) except -1:
     return 0
 
 
-cdef int matrix_product(const real[:, ::1] a, bint a_transposed, const real[:, ::1] b, bint b_transposed,
-                        const real[::1] bias, real[:, ::1] c, int activation, double slope) except -1:
+cdef int matrix_product(ndarray a, bint a_transposed, ndarray b, bint b_transposed, ndarray bias, ndarray c,
+                        ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, int activation, double slope) except -1:
     cdef ProductJob j
-    j.k, j.es = fc_tables(fc_get_isa())[real is double], sizeof(real)
-    j.m, j.n, j.depth = c.shape[0], c.shape[1], a.shape[0] if a_transposed else a.shape[1]
-    j.a, j.b, j.c = <const char *>&a[0, 0], <const char *>&b[0, 0], <char *>&c[0, 0]
-    j.a_row, j.a_step = a.shape[1], 1
+    j.es = PyArray_ITEMSIZE(c)
+    j.k = fc_tables(fc_get_isa())[j.es == 8]
+    j.m, j.n, j.depth = m, n, depth
+    j.a, j.b = read(a, j.es, m * depth), read(b, j.es, depth * n)
+    j.bias, j.c = read(bias, j.es, n), written(c, j.es, m * n)
+    j.a_row, j.a_step = depth, 1
     if a_transposed:
-        j.a_row, j.a_step = j.a_step, j.a_row
-    j.ldb, j.b_transposed, j.ldc = b.shape[1], b_transposed, c.shape[1]
-    j.bias = NULL if bias is None else <const char *>&bias[0]
+        j.a_row, j.a_step = 1, m
+    j.b_transposed, j.ldb, j.ldc = b_transposed, depth if b_transposed else n, n
     j.activation, j.slope = activation, slope
     return run_product(&j)
 
 
-def linear_output(x, weight, bias, out, int activation=0, double slope=0):
-    """out[n][o] = activation(sum_i x[n][i] * weight[o][i] + bias[o])."""
-    if out.dtype.char == "f":
-        matrix_product[float](x, False, weight, True, bias, out, activation, slope)
-    else:
-        matrix_product[double](x, False, weight, True, bias, out, activation, slope)
+def linear_output(ndarray x not None, ndarray weight not None, ndarray bias, ndarray out not None, ptrdiff_t rows,
+                  int activation=0, double slope=0):
+    """out[n][o] = activation(sum_i x[n][i] * weight[o][i] + bias[o]); bias may be None."""
+    matrix_product(x, False, weight, True, bias, out, rows, weight.shape[0], weight.shape[1], activation, slope)
 
 
-def linear_input_gradient(grad_output, weight, grad_input):
+def linear_input_gradient(ndarray grad_output not None, ndarray weight not None, ndarray grad_input not None,
+                          ptrdiff_t rows):
     """grad_input[n][i] = sum_o grad_output[n][o] * weight[o][i]."""
-    if grad_input.dtype.char == "f":
-        matrix_product[float](grad_output, False, weight, False, None, grad_input, 0, 0)
-    else:
-        matrix_product[double](grad_output, False, weight, False, None, grad_input, 0, 0)
+    matrix_product(grad_output, False, weight, False, None, grad_input, rows, weight.shape[1], weight.shape[0], 0, 0)
 
 
-def linear_weight_gradient(grad_output, x, grad_weight, grad_bias):
+def linear_weight_gradient(ndarray grad_output not None, ndarray x not None, ndarray grad_weight not None,
+                           ndarray grad_bias, ptrdiff_t rows):
     """grad_weight[o][i] = sum_n grad_output[n][o] * x[n][i]; grad_bias[o] (or None) = sum_n grad_output[n][o]."""
-    if grad_weight.dtype.char == "f":
-        matrix_product[float](grad_output, True, x, False, None, grad_weight, 0, 0)
-    else:
-        matrix_product[double](grad_output, True, x, False, None, grad_weight, 0, 0)
+    cdef ptrdiff_t outputs = grad_weight.shape[0], inputs = grad_weight.shape[1]
+    matrix_product(grad_output, True, x, False, None, grad_weight, outputs, inputs, rows, 0, 0)
     if grad_bias is not None:
-        channel_sums(grad_output[:, :, None, None], grad_bias)
+        channel_sums(grad_output, grad_bias, rows)

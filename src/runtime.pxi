@@ -139,6 +139,50 @@ def register_tile(int isa, str type):
     return k.mr, k.nr, k.lanes
 
 
+# ---- arrays: NumPy's own macros, since a memoryview of a small array takes longer than the work on it ----
+
+import_array()
+
+
+def type_char(value):
+    """'f' or 'd' where `value` is what kernels read, a native ndarray of that type; None where it is not."""
+    if PyArray_CheckExact(value) and PyArray_ISCARRAY_RO(<ndarray>value):
+        if PyArray_TYPE(<ndarray>value) == NPY_FLOAT:
+            return "f"
+        if PyArray_TYPE(<ndarray>value) == NPY_DOUBLE:
+            return "d"
+    return None
+
+
+cdef inline bint is_real(ndarray a, size_t es, ptrdiff_t size) noexcept:
+    return PyArray_TYPE(a) == <int>(NPY_DOUBLE if es == 8 else NPY_FLOAT) and PyArray_SIZE(a) == size
+
+
+cdef inline const char *read(ndarray a, size_t es, ptrdiff_t size) except? NULL:
+    """Memory of an array that kernels read: NULL for None.  What functional.py has made sure of is asserted."""
+    if a is None:
+        return NULL
+    if not is_real(a, es, size) or not PyArray_ISCARRAY_RO(a):
+        raise AssertionError("an array is not as the kernels read it")
+    return <const char *>PyArray_DATA(a)
+
+
+cdef inline char *written(ndarray a, size_t es, ptrdiff_t size) except? NULL:
+    """Memory of an array that kernels write: NULL for None."""
+    if a is None:
+        return NULL
+    if not is_real(a, es, size) or not PyArray_ISCARRAY(a):
+        raise AssertionError("an array is not as the kernels write it")
+    return <char *>PyArray_DATA(a)
+
+
+cdef inline int64_t *indices(ndarray a, ptrdiff_t size) except? NULL:
+    """Memory of an array of int64, which kernels read or write."""
+    if not PyArray_ISSIGNED(a) or PyArray_ITEMSIZE(a) != 8 or PyArray_SIZE(a) != size or not PyArray_ISCARRAY_RO(a):
+        raise AssertionError("indices are not as the kernels take them")
+    return <int64_t *>PyArray_DATA(a)
+
+
 # ---- workspace: a pool of arenas, leased for a call; the GIL is its lock ----
 
 cdef struct Arena:
