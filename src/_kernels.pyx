@@ -13,8 +13,9 @@ Contents
     elementwise.pxi    ReLU, sums
 
 Arrays arrive validated, C-contiguous and of one type (``functional.py`` sees to that), whatever their number of
-dimensions: a driver turns their memory into a job - a struct of pointers and sizes - and runs its tasks.  Which task computes what depends on the
-geometry alone and every task sums in a fixed order, so results are bitwise equal for any number of threads.
+dimensions: a driver turns their memory into a job - a struct of pointers and sizes - and runs its tasks.  Which task
+computes what depends on the geometry alone and every task sums in a fixed order, so results are bitwise equal for any
+number of threads.
 """
 from cython.parallel cimport parallel, prange, threadid
 from libc.stddef cimport ptrdiff_t

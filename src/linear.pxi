@@ -1,7 +1,8 @@
 """Fully connected layers: y = x W^T + b, dx = dy W, dW = dy^T x, on the convolution's micro-kernel.
 
 All three are C[m][n] = sum_k A(m, k) * B(k, n) with A read in place through its strides and B packed by each task, from
-rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  NumPy's BLAS would bring threads of its
+rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  For few rows of A that would be most of
+the work: where both lie along k, their elements of C are dot products, which read B once and pack nothing.  NumPy's BLAS would bring threads of its
 own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms when it alternates with a parallel
 region.
 """
@@ -58,12 +59,40 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
                                NULL if j.bias == NULL else j.bias + p * es, NULL, j.activation, j.slope)
 
 
+cdef enum:
+    DOT_ROWS = 4  # of A, at most
+    DOTS = 9  # columns that share the loads of a row of A
+    DOT_COLS = 36  # a task
+
+
+cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: DOT_COLS columns of C."""
+    cdef ProductJob *j = <ProductJob *>job_
+    cdef ptrdiff_t[DOTS] column
+    cdef ptrdiff_t col0 = task * DOT_COLS, cols = min(<ptrdiff_t>DOT_COLS, j.n - col0), i, p
+    for p in range(DOTS):
+        column[p] = p * j.ldb
+    for i in range(j.m):
+        memset(j.c + (i * j.ldc + col0) * j.es, 0, cols * j.es)
+    for p from 0 <= p < cols by DOTS:
+        for i in range(j.m):
+            j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, j.depth, j.a + i * j.a_row * j.es, 0,
+                           j.b + (col0 + p) * j.ldb * j.es, 0, column, j.c + (i * j.ldc + col0 + p) * j.es)
+    if j.bias != NULL or j.activation:
+        j.k.epilogue(j.c + col0 * j.es, j.ldc, <int>j.m, <int>cols, NULL if j.bias == NULL else j.bias + col0 * j.es,
+                     NULL, j.activation, j.slope)
+
+
 cdef int run_product(ProductJob *j) except -1:
     """Blocks of columns such that packing B is shared by as many rows as possible and there is work for 16 threads."""
     cdef ptrdiff_t nr = j.k.nr, tasks
     cdef double flops = 2.0 * j.m * j.n * j.depth
     cdef int threads = threads_for(flops)
     if j.m == 0 or j.n == 0:
+        return 0
+    if j.m <= DOT_ROWS and j.a_step == 1 and j.b_transposed:
+        with nogil:
+            run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
         return 0
     j.kc = 384
     j.cols = max(<ptrdiff_t>1, min(<ptrdiff_t>6, ceil_div(j.n, 16 * nr))) * nr
