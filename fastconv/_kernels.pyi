@@ -54,6 +54,11 @@ class PoolPlan:
         pad_after: Size = (0, 0, 0),
     ) -> None: ...
 
+class Panels:
+    nbytes: int
+
+def packing(plan: ConvPlan, gradient: bool) -> tuple | None: ...
+def pack_weight(plan: ConvPlan, gradient: bool, weight: Real) -> Panels: ...
 def conv_output(
     plan: ConvPlan,
     x: Real,
@@ -63,8 +68,11 @@ def conv_output(
     out: Real,
     activation: int = 0,
     slope: float = 0,
+    panels: Panels | None = None,
 ) -> None: ...
-def conv_input_gradient(plan: ConvPlan, grad_output: Real, weight: Real, grad_input: Real) -> None: ...
+def conv_input_gradient(
+    plan: ConvPlan, grad_output: Real, weight: Real, grad_input: Real, panels: Panels | None = None
+) -> None: ...
 def conv_weight_gradient(
     plan: ConvPlan, grad_output: Real, x: Real, grad_weight: Real, grad_bias: Real | None
 ) -> None: ...

@@ -25,8 +25,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _kernels, algorithms, geometry, runtime
+from .packing import PackedWeight
 
 __all__ = [
+    "PackedWeight",
     "avg_pool1d",
     "avg_pool1d_backward",
     "avg_pool2d",
@@ -48,6 +50,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool3d",
     "max_pool3d_backward",
+    "pack_weight",
     "relu",
     "relu_backward",
 ]
@@ -256,6 +259,8 @@ class _ConvCall(NamedTuple):
     out_shape: tuple[int, ...]
     bias_shape: tuple[int]
     n: int
+    output_packing: tuple | None  # see PackedWeight
+    gradient_packing: tuple | None
 
 
 @lru_cache(_CACHED_CALLS)
@@ -264,19 +269,73 @@ def _conv_call(function, ndim, x_shape, weight_shape, options, dtype_char, algor
     g = geometry.conv_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, weight_shape, *options)
     geometry.check_algorithm_serves(function, algorithm, g)
     plan = algorithms.conv_plan(g, dtype_char, algorithm, _kernels.ISAS[isa])
-    return _ConvCall(plan, g.out_shape[unbatched:], (g.oc,), g.n)
+    packings = _kernels.packing(plan, False), _kernels.packing(plan, True)
+    return _ConvCall(plan, g.out_shape[unbatched:], (g.oc,), g.n, *packings)
 
 
-def _find_conv_call(function, ndim, x, weight, options, algorithm) -> _ConvCall:
+def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
     if algorithm != "auto":
         geometry.check_algorithm(function, algorithm)
     options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
-    return _conv_call(function, ndim, x.shape, weight.shape, options, x.dtype.char, algorithm, _current_isa())
+    return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, _current_isa())
+
+
+def pack_weight(
+    weight: ArrayLike,
+    input_shape: Sequence[int],
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    algorithm: str = "auto",
+) -> PackedWeight:
+    """Take a snapshot of weights that convolutions need not pack, or transform for Winograd, at each call.
+
+    Results are bit by bit those of the weights themselves. It pays where weights are large and images few.
+
+    Parameters
+    ----------
+    weight : array_like of float32 or float64, (oc, ic // groups, *kernel)
+        Filters of :func:`conv1d`, :func:`conv2d` or :func:`conv3d`, according to their number of dimensions.
+    input_shape : tuple of int
+        ``(n, ic, *in_size)`` or ``(ic, *in_size)``, the input for whose output the weights are packed right away;
+        for other inputs, options, instruction sets and the input gradient they are at the first call.
+    stride, padding, dilation, groups, algorithm
+        Options of the convolution.
+
+    Returns
+    -------
+    PackedWeight
+        To be given to convolutions and their gradients as `weight`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the convolution.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv2d, pack_weight
+    >>> x, weight = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> packed = pack_weight(weight, x.shape)
+    >>> np.array_equal(conv2d(x, packed), conv2d(x, weight))
+    True
+    """
+    function = "pack_weight"
+    weight = _input(function, "weight", weight)
+    ndim = geometry.weight_rank(function, weight.shape)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape, "ic")
+    call = _find_conv_call(function, ndim, input_shape, weight, (stride, padding, dilation, groups), algorithm)
+    packed = PackedWeight(weight)
+    packed.form(call.plan, call.output_packing, False)
+    return packed
 
 
 def _conv(
     x: ArrayLike,
-    weight: ArrayLike,
+    weight: ArrayLike | PackedWeight,
     bias: ArrayLike | None = None,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -302,7 +361,7 @@ def _conv(
     ----------
     x : array_like of float32 or float64, (n, ic, *in_size) or (ic, *in_size)
         Images, or signals, or volumes.
-    weight : array_like, (oc, ic // groups, *kernel)
+    weight : array_like or PackedWeight, (oc, ic // groups, *kernel)
         Filters, of the type of `x`.
     bias : array_like, (oc,), optional
         Added to each output channel.
@@ -364,8 +423,11 @@ def _conv(
         _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
     x = _input(function, "x", x)
     dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
-    call = _find_conv_call(function, ndim, x, weight, (stride, padding, dilation, groups), algorithm)
+    call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
     if bias is not None:
         bias = _operand(function, "bias", bias, dtype)
@@ -376,14 +438,15 @@ def _conv(
         geometry.check_shape(function, "residual", residual.shape, call.out_shape, "the result's shape")
     target = _target(function, "out", out, call.out_shape, dtype)
     if target.size:
-        _kernels.conv_output(call.plan, x, weight, bias, residual, target, code, slope)
+        panels = None if packed is None else packed.form(call.plan, call.output_packing, False)
+        _kernels.conv_output(call.plan, x, weight, bias, residual, target, code, slope, panels)
     return _delivered(out, target)
 
 
 def _conv_backward(
     grad_output: ArrayLike,
     x: ArrayLike,
-    weight: ArrayLike,
+    weight: ArrayLike | PackedWeight,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
@@ -410,7 +473,7 @@ def _conv_backward(
         Gradient of the output, before any activation.
     x : array_like, (n, ic, *in_size) or (ic, *in_size)
         Input of the forward pass.
-    weight : array_like, (oc, ic // groups, *kernel)
+    weight : array_like or PackedWeight, (oc, ic // groups, *kernel)
         Filters of the forward pass.
     stride, padding, dilation, groups, algorithm
         Options of the forward pass.
@@ -447,15 +510,19 @@ def _conv_backward(
     outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
     x = _input(function, "x", x)
     dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
     grad_output = _operand(function, "grad_output", grad_output, dtype)
-    call = _find_conv_call(function, ndim, x, weight, (stride, padding, dilation, groups), algorithm)
+    call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     targets = _targets(function, outs, output_mask, (x.shape, weight.shape, call.bias_shape), dtype)
     grad_input, grad_weight, grad_bias = targets
 
     if grad_input is not None and grad_input.size:
-        _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_input)
+        panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
+        _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_input, panels)
     if grad_weight is not None and x.size:
         _kernels.conv_weight_gradient(call.plan, grad_output, x, grad_weight, grad_bias)
     else:

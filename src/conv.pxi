@@ -1,30 +1,103 @@
 """The three passes of a convolution: each by the algorithm that its plan names."""
 
 
+cdef class Panels:
+    """Weights as the kernels of one pass read them: in row panels, or transformed for Winograd."""
+
+    cdef char *memory
+    cdef readonly size_t nbytes
+
+    def __cinit__(self, size_t nbytes):
+        self.nbytes = nbytes
+        self.memory = <char *>fc_map(nbytes)
+        if self.memory == NULL:
+            raise MemoryError(f"fastconv: {nbytes} bytes for packed weights cannot be had")
+
+    def __dealloc__(self):
+        free(self.memory)
+
+
+cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weight) noexcept:
+    """The job of a pass by Winograd, as far as its filters go."""
+    cdef WinogradJob j = winograd_gradient(plan, weight, NULL) if gradient else winograd_output(plan, weight, NULL)
+    plan_filters(&j)
+    return j
+
+
+def packing(ConvPlan plan not None, bint gradient):
+    """(pass, algorithm, ISA, what else distinguishes its packed weights from others of the same weights).
+
+    None for filters that Winograd transforms where it uses them, once: read transformed, they would be four times the
+    memory traffic.
+    """
+    cdef int i
+    name, isa = "input_gradient" if gradient else "output", plan.k.isa.decode()
+    if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
+        return None if winograd_filters(plan, gradient, NULL).fused else (name, "winograd", isa, plan.groups)
+    direct = plan.direct_gradient_rows if gradient else plan.direct_rows
+    key = name, "direct" if direct else "gemm", isa, plan.groups
+    if gradient:  # which taps a residue of the stride has
+        for i in range(3):
+            key += plan.stride[i], plan.dilation[i], plan.pad[i], min(plan.in_[i], plan.stride[i])
+    return key
+
+
+def pack_weight(ConvPlan plan not None, bint gradient, ndarray weight not None):
+    """The weights as a pass of the plan reads them, where its `packing` is not None."""
+    cdef const char *pw = read(weight, plan.es, plan.weight_size)
+    cdef int threads = fc_get_threads()
+    cdef Panels panels
+    cdef SweepJob sweeps
+    cdef WinogradJob tiles
+    if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
+        tiles = winograd_filters(plan, gradient, pw)
+        panels = Panels(plan.groups * tiles.u_size)
+        tiles.packed = panels.memory
+        with nogil:
+            pack_filters(&tiles, threads)
+    else:
+        sweeps = gradient_sweeps(plan, pw, NULL) if gradient else output_sweep(plan, pw, NULL)
+        panels = Panels(packed_bytes(&sweeps))
+        sweeps.packed = panels.memory
+        with nogil:
+            pack_weights(&sweeps, threads)
+    return panels
+
+
+cdef inline char *panels_memory(Panels panels) noexcept:
+    return NULL if panels is None else panels.memory
+
+
 def conv_output(ConvPlan plan not None, ndarray x not None, ndarray weight not None, ndarray bias, ndarray residual,
-                ndarray out not None, int activation=0, double slope=0):
-    """out = activation(conv(x, weight) + bias + residual); bias and residual may be None."""
+                ndarray out not None, int activation=0, double slope=0, Panels panels=None):
+    """out = activation(conv(x, weight) + bias + residual); bias and residual may be None, panels the packed weights."""
     cdef size_t es = plan.es
     cdef const char *px = read(x, es, plan.x_size)
     cdef const char *pw = read(weight, es, plan.weight_size)
     cdef const char *pb = read(bias, es, plan.groups * plan.oc)
     cdef const char *pr = read(residual, es, plan.out_size)
     cdef char *py = written(out, es, plan.out_size)
-    if plan.winograd_output.r and conv_winograd_output(plan, px, pw, pb, pr, py, activation, slope):
-        return
-    conv_gemm_output(plan, px, pw, pb, pr, py, activation, slope)
+    cdef char *packed = panels_memory(panels)
+    if plan.winograd_output.r:
+        if conv_winograd_output(plan, px, pw, packed, pb, pr, py, activation, slope):
+            return
+        packed = NULL  # Winograd's
+    conv_gemm_output(plan, px, pw, packed, pb, pr, py, activation, slope)
 
 
 def conv_input_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray weight not None,
-                        ndarray grad_input not None):
-    """grad_input = d<grad_output, conv(x, weight)> / dx."""
+                        ndarray grad_input not None, Panels panels=None):
+    """grad_input = d<grad_output, conv(x, weight)> / dx; panels may be the packed weights."""
     cdef size_t es = plan.es
     cdef const char *pg = read(grad_output, es, plan.out_size)
     cdef const char *pw = read(weight, es, plan.weight_size)
     cdef char *px = written(grad_input, es, plan.x_size)
-    if plan.winograd_gradient.r and conv_winograd_input_gradient(plan, pg, pw, px):
-        return
-    conv_gemm_input_gradient(plan, pg, pw, px)
+    cdef char *packed = panels_memory(panels)
+    if plan.winograd_gradient.r:
+        if conv_winograd_input_gradient(plan, pg, pw, packed, px):
+            return
+        packed = NULL  # Winograd's
+    conv_gemm_input_gradient(plan, pg, pw, packed, px)
 
 
 def conv_weight_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray x not None,

@@ -109,8 +109,8 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
 
 
 cdef int run_direct(SweepJob *j, double flops) except -1:
-    cdef ptrdiff_t depth = 0, tasks = 0, packs = 0, slots = 0
-    cdef size_t packed = 0, scratch
+    cdef ptrdiff_t depth = 0, tasks = 0, slots = 0
+    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch
     cdef int i, threads = threads_for(flops)
     cdef RowWindow v
     j.b_size = 0
@@ -121,16 +121,15 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
         # + slack for the last vector
         j.b_size = max(j.b_size, aligned((j.sweep[i].channels * v.plane + j.k.lanes) * j.es))
         tasks = max(tasks, direct_tasks(j, &j.sweep[i]))
-        packed += j.groups * packed_size(j.k, &j.sweep[i])
-        packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
-    packed = aligned(packed * j.es)
     j.runs_size = aligned(depth * sizeof(ptrdiff_t))
     scratch = j.b_size + j.runs_size + aligned((slots + 8) * sizeof(fc_slot))
     cdef Arena arena = lease(packed + threads * scratch)
-    j.packed = <char *>arena.memory
+    cdef char *memory = <char *>arena.memory
     with nogil:
-        run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_flushed(direct_task, j, tasks, threads, j.packed + packed, scratch)
+        if packed:
+            j.packed = memory
+            pack_weights(j, threads)
+        run_flushed(direct_task, j, tasks, threads, memory + packed, scratch)
     release(arena)
     return 0
 

@@ -204,7 +204,7 @@ cdef struct SweepJob:
     char *out
     int activation
     double slope
-    char *packed
+    char *packed  # weights; NULL: not yet
     size_t b_size, runs_size  # parts of a thread's scratch, in bytes
 
 
@@ -228,6 +228,20 @@ cdef void pack_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept 
     j.k.pack_weights(s, j.weight + (g * j.group_stride + i * j.row_stride) * j.es, j.row_stride, j.channel_stride,
                      <int>min(<ptrdiff_t>j.k.mr, s.rows - i), j.direct_rows > 0,
                      j.packed + (s.packed + g * packed_size(j.k, s) + i * s.ntaps * s.channels) * j.es)
+
+
+cdef size_t packed_bytes(const SweepJob *j) noexcept nogil:
+    cdef ptrdiff_t elements = 0
+    cdef int i
+    for i in range(j.sweeps):
+        elements += j.groups * packed_size(j.k, &j.sweep[i])
+    return aligned(elements * j.es)
+
+
+cdef void pack_weights(SweepJob *j, int threads) noexcept nogil:
+    """Pack the weights of all sweeps."""
+    run_tasks(pack_weights_task, j, j.sweeps * j.groups * ceil_div(j.sweep.rows, j.k.mr),
+              threads if packed_bytes(j) > 65536 else 1, NULL, 0)
 
 
 cdef int find_runs(const fc_sweep *s, ptrdiff_t pixel, ptrdiff_t count, fc_run *run) noexcept nogil:
@@ -345,49 +359,59 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:
-    cdef ptrdiff_t depth = 0, tasks = 0, packs = 0
-    cdef size_t packed = 0, scratch
+    cdef ptrdiff_t depth = 0, tasks = 0
+    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch
     cdef int i, threads = threads_for(flops)
     for i in range(j.sweeps):
         depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
         tasks += sweep_tasks(j, &j.sweep[i])
-        packed += j.groups * packed_size(j.k, &j.sweep[i])
-        packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
-    packed = aligned(packed * j.es)
     # + slack for the last store
     j.b_size = aligned((min(j.blocking.kc, depth) * j.blocking.panels + 2) * j.k.nr * j.es)
     j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
     scratch = j.b_size + j.runs_size + aligned(j.k.mr * j.k.nr * j.es)
     cdef Arena arena = lease(packed + threads * scratch)
-    j.packed = <char *>arena.memory
+    cdef char *memory = <char *>arena.memory
     with nogil:
-        run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_flushed(sweep_task, j, tasks, threads, j.packed + packed, scratch)
+        if packed:
+            j.packed = memory
+            pack_weights(j, threads)
+        run_flushed(sweep_task, j, tasks, threads, memory + packed, scratch)
     release(arena)
     return 0
 
 
-cdef int conv_gemm_output(ConvPlan plan, const char *x, const char *weight, const char *bias, const char *residual,
-                          char *out, int activation, double slope) except -1:
+cdef SweepJob output_sweep(ConvPlan plan, const char *weight, char *packed) noexcept:
+    """The job of an output, without its other arrays."""
     cdef SweepJob job
+    memset(&job, 0, sizeof(job))
     job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.output_blocking
-    job.sweep, job.sweeps = &plan.output, 1
-    job.x, job.weight, job.bias, job.residual, job.out = x, weight, bias, residual, out
+    job.sweep, job.sweeps, job.direct_rows = &plan.output, 1, plan.direct_rows
+    job.weight, job.packed = weight, packed
     job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.ic * plan.taps, plan.taps
+    return job
+
+
+cdef SweepJob gradient_sweeps(ConvPlan plan, const char *weight, char *packed) noexcept:
+    """The job of an input gradient, without its other arrays."""
+    cdef SweepJob job = output_sweep(plan, weight, packed)
+    job.blocking = plan.gradient_blocking
+    job.sweep, job.sweeps, job.direct_rows = plan.gradient, plan.gradients, plan.direct_gradient_rows
+    job.row_stride, job.channel_stride = job.channel_stride, job.row_stride
+    return job
+
+
+cdef int conv_gemm_output(ConvPlan plan, const char *x, const char *weight, char *packed, const char *bias,
+                          const char *residual, char *out, int activation, double slope) except -1:
+    cdef SweepJob job = output_sweep(plan, weight, packed)
+    job.x, job.bias, job.residual, job.out = x, bias, residual, out
     job.activation, job.slope = activation, slope
-    job.direct_rows = plan.direct_rows
     return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)
 
 
-cdef int conv_gemm_input_gradient(ConvPlan plan, const char *grad_output, const char *weight,
+cdef int conv_gemm_input_gradient(ConvPlan plan, const char *grad_output, const char *weight, char *packed,
                                   char *grad_input) except -1:
-    cdef SweepJob job
-    job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.gradient_blocking
-    job.sweep, job.sweeps = plan.gradient, plan.gradients
-    job.x, job.weight, job.bias, job.residual, job.out = grad_output, weight, NULL, NULL, grad_input
-    job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.taps, plan.ic * plan.taps
-    job.activation, job.slope = 0, 0
-    job.direct_rows = plan.direct_gradient_rows
+    cdef SweepJob job = gradient_sweeps(plan, weight, packed)
+    job.x, job.out = grad_output, grad_input
     if plan.gradient_holes:
         memset(job.out, 0, plan.x_size * plan.es)
     return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)

@@ -1,10 +1,11 @@
 """Fully connected layers: y = x W^T + b, dx = dy W, dW = dy^T x, on the convolution's micro-kernel.
 
 All three are C[m][n] = sum_k A(m, k) * B(k, n) with A read in place through its strides and B packed by each task, from
-rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  For few rows of A that would be most of
-the work: where both lie along k, their elements of C are dot products, which read B once and pack nothing.  NumPy's BLAS would bring threads of its
-own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms when it alternates with a parallel
-region.
+rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  For few rows of A packing would be most
+of the work: where both lie along k, elements of C are dot products, which read B once and pack nothing.
+
+NumPy's BLAS would bring threads of its own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms
+when it alternates with a parallel region.
 """
 
 cdef struct ProductJob:

@@ -36,9 +36,9 @@ cdef extern from *:
     #define FC_PAGE ((size_t)2 << 20)
     static void *fc_map(size_t bytes) {
         void *p = NULL;
-        if (posix_memalign(&p, FC_PAGE, bytes)) return NULL;
+        if (posix_memalign(&p, bytes < FC_PAGE ? 64 : FC_PAGE, bytes)) return NULL;
     #ifdef MADV_HUGEPAGE
-        madvise(p, bytes, MADV_HUGEPAGE);
+        if (bytes >= FC_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
     #endif
         return p;
     }
