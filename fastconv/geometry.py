@@ -35,6 +35,7 @@ Pad = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 MAX_INT = 2**31 - 1  # of strides, paddings, dilations and windows: sums and products of two stay within 64 bits
 MAX_BYTES = 2**63 - 1
 MAX_ITEMSIZE = 8
+MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies
 
 ALGORITHMS = ("auto", "gemm", "direct", "winograd")
 ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
@@ -61,7 +62,10 @@ class ConvGeometry:
     @property
     def algorithms(self) -> tuple[str, ...]:
         """Algorithms that can compute it."""
-        direct = ("direct",) if self.ndim < 3 else ()
+        (_, stride, _), (_, kernel, _), (_, dilation, _) = self.stride, self.kernel, self.dilation
+        rows = (min(self.out_size[1], 8) - 1) * stride + (kernel - 1) * dilation + 1  # under eight of the output
+        row = max(self.ic * self.in_size[2], self.oc * self.out_size[2]) // self.groups * MAX_ITEMSIZE
+        direct = ("direct",) if self.ndim < 3 and rows * row <= MAX_COPIED else ()
         square = self.kernel in ((1, 3, 3), (1, 5, 5)) and self.stride == self.dilation == (1, 1, 1)
         return ("gemm", *direct, *(("winograd",) if square else ()))
 

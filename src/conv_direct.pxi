@@ -136,6 +136,10 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
 
 # ---- weight gradient ----
 
+cdef enum:
+    MAX_PARTIAL = 8 << 20  # bytes of the shares' sums, where there is more than one
+
+
 cdef struct DirectGradientJob:
     kernels_t k
     size_t es
@@ -181,7 +185,8 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const char *grad_output, con
     cdef RowWindow v
     j.k, j.es, j.s, j.groups = plan.k, plan.es, &plan.output, plan.groups
     j.x, j.grad_output = x, grad_output
-    j.direct_rows, j.shares = plan.direct_weight_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
+    j.direct_rows = plan.direct_weight_rows
+    j.shares = max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups), MAX_PARTIAL // (weights * j.es)))
     v = row_window(j.s, j.direct_rows)
     j.x_size = aligned((plan.ic * v.plane + j.k.lanes) * j.es)
     cdef size_t partial = aligned(j.shares * weights * j.es)

@@ -194,25 +194,40 @@ cdef enum:
 
 cdef Arena[MAX_ARENAS] idle
 cdef size_t IDLE_CAP = <size_t>256 << 20
+cdef size_t mapped = 0, most_mapped = 0  # bytes of all arenas, leased and idle
+
+
+cdef void unmap(Arena arena):
+    global mapped
+    mapped -= arena.size
+    free(arena.memory)
 
 
 cdef Arena lease(size_t size) except *:
-    """An arena of at least `size` bytes: the smallest idle one that fits, or a new one."""
-    cdef int i, best = -1
+    """An arena of at least `size` bytes: the smallest idle one that fits, or a new one in place of the largest."""
+    global mapped, most_mapped
+    cdef int i, best = -1, largest = -1
     cdef Arena arena
     for i in range(MAX_ARENAS):
         if idle[i].memory != NULL and idle[i].size >= size and (best < 0 or idle[i].size < idle[best].size):
             best = i
+        if idle[i].memory != NULL and (largest < 0 or idle[i].size > idle[largest].size):
+            largest = i
     if best >= 0:
         arena = idle[best]
         idle[best].memory = NULL
         return arena
     if size > <size_t>1 << 62:
         raise MemoryError(f"fastconv: a workspace of {size} bytes cannot be had")
+    if largest >= 0:
+        unmap(idle[largest])
+        idle[largest].memory = NULL
     arena.size = (size + FC_PAGE - 1) // FC_PAGE * FC_PAGE
     arena.memory = fc_map(arena.size)
     if arena.memory == NULL:
         raise MemoryError(f"fastconv: a workspace of {size} bytes cannot be had")
+    mapped += arena.size
+    most_mapped = max(mapped, most_mapped)
     return arena
 
 
@@ -226,7 +241,7 @@ cdef void release(Arena arena):
         else:
             kept += idle[i].size
     if slot < 0 or kept > IDLE_CAP:
-        free(arena.memory)
+        unmap(arena)
     else:
         idle[slot] = arena
 
@@ -234,13 +249,22 @@ cdef void release(Arena arena):
 def empty_cache():
     """Give the memory that idle workspaces hold back to the system."""
     for i in range(MAX_ARENAS):
-        free(idle[i].memory)
-        idle[i].memory = NULL
+        if idle[i].memory != NULL:
+            unmap(idle[i])
+            idle[i].memory = NULL
 
 
 def cached_bytes():
     """Bytes that idle workspaces hold."""
     return sum([idle[i].size for i in range(MAX_ARENAS) if idle[i].memory != NULL])
+
+
+def peak_bytes():
+    """The most bytes that workspaces, leased and idle, have had at once since the last call of this function."""
+    global most_mapped
+    peak = most_mapped
+    most_mapped = mapped
+    return peak
 
 
 cdef inline size_t aligned(size_t bytes) noexcept nogil:
