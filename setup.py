@@ -23,7 +23,7 @@ kernels = Extension(
     "fastconv._kernels",
     sources=["src/_kernels.pyx", *sorted(glob("src/micro/*.c"))],
     include_dirs=["src/micro", numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")],
     depends=["setup.py", *sorted(glob("src/**/*.h", recursive=True) + glob("src/**/*.px[di]", recursive=True))],
     libraries=["m"],
     extra_compile_args=CFLAGS,

@@ -24,16 +24,41 @@ cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weig
     return j
 
 
+cdef bint is_product(ConvPlan plan) noexcept:
+    """Whether the output is a fully connected layer's, of so few images that packing would be most of the work."""
+    cdef int i
+    for i in range(3):
+        if plan.out[i] > 1 or plan.pad[i] or plan.dilation[i] > 1 or plan.kernel[i] != plan.in_[i]:
+            return False
+    return plan.groups == 1 and plan.n <= DOT_ROWS and not plan.winograd_output.r and not plan.direct_rows
+
+
+cdef void conv_product(ConvPlan plan, const char *x, const char *weight, const char *bias, const char *residual,
+                       char *out, int activation, double slope) noexcept:
+    """Y[n][oc] = dot products of the images with the filters."""
+    cdef ProductJob j
+    cdef int threads = threads_for(plan.flops)
+    memset(&j, 0, sizeof(j))
+    j.k, j.es, j.m, j.n, j.depth = plan.k, plan.es, plan.n, plan.oc, plan.ic * plan.taps
+    j.a, j.b, j.c, j.bias, j.residual = x, weight, out, bias, residual
+    j.a_row, j.ldb, j.ldc = j.depth, j.depth, j.n
+    j.activation, j.slope = activation, slope
+    with nogil:
+        run_dots(&j, threads)
+
+
 def packing(ConvPlan plan not None, bint gradient):
     """(pass, algorithm, ISA, what else distinguishes its packed weights from others of the same weights).
 
-    None for filters that Winograd transforms where it uses them, once: read transformed, they would be four times the
-    memory traffic.
+    None where each weight is used once: by dot products, and for filters that Winograd transforms where it uses them,
+    which would be four times the memory traffic if they were read transformed.
     """
     cdef int i
     name, isa = "input_gradient" if gradient else "output", plan.k.isa.decode()
     if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
         return None if winograd_filters(plan, gradient, NULL).fused else (name, "winograd", isa, plan.groups)
+    if not gradient and is_product(plan):
+        return None
     direct = plan.direct_gradient_rows if gradient else plan.direct_rows
     key = name, "direct" if direct else "gemm", isa, plan.groups
     if gradient:  # which taps a residue of the stride has
@@ -82,7 +107,10 @@ def conv_output(ConvPlan plan not None, ndarray x not None, ndarray weight not N
         if conv_winograd_output(plan, px, pw, packed, pb, pr, py, activation, slope):
             return
         packed = NULL  # Winograd's
-    conv_gemm_output(plan, px, pw, packed, pb, pr, py, activation, slope)
+    if is_product(plan):
+        conv_product(plan, px, pw, pb, pr, py, activation, slope)
+    else:
+        conv_gemm_output(plan, px, pw, packed, pb, pr, py, activation, slope)
 
 
 def conv_input_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray weight not None,

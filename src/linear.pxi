@@ -21,6 +21,7 @@ cdef struct ProductJob:
     ptrdiff_t ldc
     ptrdiff_t kc, cols, rows  # length of a K slice, columns and rows a task
     const char *bias  # one a column
+    const char *residual  # of the layout of C, for dot products alone
     int activation
     double slope
 
@@ -79,9 +80,13 @@ cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         for i in range(j.m):
             j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, j.depth, j.a + i * j.a_row * j.es, 0,
                            j.b + (col0 + p) * j.ldb * j.es, 0, column, j.c + (i * j.ldc + col0 + p) * j.es)
-    if j.bias != NULL or j.activation:
+    if j.bias != NULL or j.residual != NULL or j.activation:
         j.k.epilogue(j.c + col0 * j.es, j.ldc, <int>j.m, <int>cols, NULL if j.bias == NULL else j.bias + col0 * j.es,
-                     NULL, j.activation, j.slope)
+                     NULL if j.residual == NULL else j.residual + col0 * j.es, j.activation, j.slope)
+
+
+cdef void run_dots(ProductJob *j, int threads) noexcept nogil:
+    run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
 
 
 cdef int run_product(ProductJob *j) except -1:
@@ -93,7 +98,7 @@ cdef int run_product(ProductJob *j) except -1:
         return 0
     if j.m <= DOT_ROWS and j.a_step == 1 and j.b_transposed:
         with nogil:
-            run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
+            run_dots(j, threads)
         return 0
     j.kc = 384
     j.cols = max(<ptrdiff_t>1, min(<ptrdiff_t>6, ceil_div(j.n, 16 * nr))) * nr
@@ -115,7 +120,7 @@ cdef int matrix_product(ndarray a, bint a_transposed, ndarray b, bint b_transpos
     j.k = fc_tables(fc_get_isa())[j.es == 8]
     j.m, j.n, j.depth = m, n, depth
     j.a, j.b = read(a, j.es, m * depth), read(b, j.es, depth * n)
-    j.bias, j.c = read(bias, j.es, n), written(c, j.es, m * n)
+    j.bias, j.residual, j.c = read(bias, j.es, n), NULL, written(c, j.es, m * n)
     j.a_row, j.a_step = depth, 1
     if a_transposed:
         j.a_row, j.a_step = 1, m
