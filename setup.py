@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -21,7 +22,8 @@ OPENMP_FLAGS = (["-Xpreprocessor", "-fopenmp"], ["-lomp"]) if sys.platform == "d
 kernels = Extension(
     "fastconv._kernels",
     sources=["src/_kernels.pyx", *sorted(glob("src/micro/*.c"))],
-    include_dirs=["src/micro"],
+    include_dirs=["src/micro", numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")],
     depends=["setup.py", *sorted(glob("src/**/*.h", recursive=True) + glob("src/**/*.px[di]", recursive=True))],
     libraries=["m"],
     extra_compile_args=CFLAGS,

@@ -23,6 +23,8 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
+    if "library" not in metafunc.fixturenames:
+        return
     threads = fastconv.get_num_threads()
     libraries = [FastConv(threads), NumPy(threads)]
     if metafunc.config.getoption("--peers"):

@@ -33,6 +33,7 @@ L2_BLOCK = (
 SLICE = 384  # K a slice: a row panel of 8 x 384 is 12 KiB of L1, and C is touched once in 384 multiply-adds
 TASKS = 16  # enough for eight threads to share evenly
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
+COPIED_BYTES = 8 << 20  # of a weight gradient's input rows under a block
 TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a block
 TASK_TILES = 64  # tiles a product task: 36 x 64 x nr products are 442 KiB
 
@@ -108,6 +109,11 @@ class Explanation(dict[str, Pass]):
         return "\n".join(lines)
 
 
+def _whole(n: int, multiple: int) -> int:
+    """Round up to whole vectors or panels."""
+    return math.ceil(n / multiple) * multiple
+
+
 def _split(total: int, most: int, multiple: int) -> int:
     """Size of the even parts, each a multiple, of at most `most`, that `total` falls into."""
     parts = max(1, math.ceil(total / max(most, multiple)))
@@ -148,8 +154,22 @@ def gemm_weight_blocking(g: ConvGeometry, tile: Tile) -> tuple[int, int, int, in
     pixels = g.n * math.prod(g.out_size)
     copies = max(1, PARTIAL_BYTES // (oc * ic * g.groups * taps * tile.item))
     shares = min(math.ceil(TASKS / blocks), max(1, pixels // SLICE), copies)
-    rows = _split(rows, math.ceil(rows * blocks * shares / TASKS), multiple)
-    return rows, cols, SLICE, shares
+    rows, depth = _split(rows, math.ceil(rows * blocks * shares / TASKS), multiple), SLICE
+    while rows > 1 and _copied_bytes(g, rows, depth, tile) > COPIED_BYTES:
+        rows = math.ceil(rows / 2)
+    while depth > 1 and _copied_bytes(g, rows, depth, tile) > COPIED_BYTES:
+        depth = math.ceil(depth / 2)
+    return rows, cols, depth, shares
+
+
+def _copied_bytes(g: ConvGeometry, rows: int, depth: int, tile: Tile) -> int:
+    """Bytes of the input that a block of a packed weight gradient copies: `rows` channels under `depth` pixels."""
+    (out_h, out_w), (stride_h, stride_w) = g.out_size[1:], g.stride[1:]
+    extent_h, extent_w = ((k - 1) * d + 1 for k, d in zip(g.kernel[1:], g.dilation[1:], strict=True))
+    length = math.ceil(out_w / math.ceil(out_w / depth))
+    units = max(1, depth // length)
+    high = units * stride_h + (2 + units // out_h) * max(extent_h - stride_h, 0)
+    return rows * g.kernel[0] * high * ((length - 1) * stride_w + extent_w) * tile.item
 
 
 def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
@@ -177,6 +197,7 @@ def winograd_blocking(
     patch_w = math.ceil(tiles_w / math.ceil(tiles_w / 16))
     patch_h = math.ceil(tiles_h / math.ceil(tiles_h / max(1, 32 // patch_w)))
     tiles = patch_h * patch_w
+    channels = _whole(channels, tile.lanes)
     block = max(1, TRANSFORMED_BYTES // (36 * tiles * channels * tile.item))
     task = max(1, min(block, TASK_TILES // tiles))
     return g.kernel[2], patch_h, patch_w, max(block // task, 1) * task, task
@@ -270,7 +291,9 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
         ("weight_gradient", "direct"): lambda: direct_blocking(output, tile),
         ("output", "winograd"): lambda: winograd_blocking(g, g.out_size, ic, tile),
         ("input_gradient", "winograd"): lambda: winograd_blocking(g, g.in_size, oc, tile),
-        ("weight_gradient", "winograd"): lambda: winograd_blocking(g, g.out_size, (ic + oc) // 2, tile),
+        ("weight_gradient", "winograd"): lambda: winograd_blocking(
+            g, g.out_size, (_whole(ic, tile.lanes) + _whole(oc, tile.nr)) // 2, tile
+        ),
     }
     if "direct" in g.algorithms:
         costs["output"]["direct"] = direct_cost(output, tile)

@@ -8,8 +8,9 @@ of ``(n, c, *size)``, or of ``(c, *size)`` for a single image and a result witho
 ``out`` receives the result, whatever its layout; it must have the result's shape and type, be writeable and share no
 memory with another argument. All of this is checked before anything is computed: an error leaves ``out`` as it was.
 
-The work of a call beyond its kernel is a few microseconds: arguments that are as the kernels want them are known by
-identity and flags, and what depends on shapes and options alone is looked up (`_conv_call`, `_pool_call`).
+The work of a call beyond its kernel is about a microsecond: arguments that are as the kernels want them are known at a
+glance, and what depends on shapes and options alone is looked up (`_conv_call`, `_pool_call`). Kernels take arrays of
+any shape with the right number of elements.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from types import FunctionType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _kernels, algorithms, geometry, runtime
+from .packing import PackedWeight
 
 __all__ = [
+    "PackedWeight",
     "avg_pool1d",
     "avg_pool1d_backward",
     "avg_pool2d",
@@ -46,6 +50,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool3d",
     "max_pool3d_backward",
+    "pack_weight",
     "relu",
     "relu_backward",
 ]
@@ -54,6 +59,7 @@ Ints = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 Activation = str | tuple[str, float] | None
 Mask = tuple[bool, bool, bool]
+Rank = tuple[str, int]  # the name and the number of spatial dimensions of an operator
 Gradients = tuple[NDArray | None, NDArray | None, NDArray | None]
 
 _CACHED_CALLS = 1024
@@ -64,7 +70,9 @@ _NONE = (None, None, None)
 
 _ndarray = np.ndarray
 _empty = np.empty
-_FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+_INT64 = np.dtype(np.int64)
+_current_isa = _kernels.get_isa
+_type_char = _kernels.type_char  # of a native array of float32 or float64, else None
 
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
@@ -72,10 +80,8 @@ _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtyp
 
 def _input(function: str, name: str, value: Any) -> NDArray:
     """Return `value` as a native array of float32 or float64: itself where it is one."""
-    if type(value) is _ndarray:
-        dtype = value.dtype
-        if (dtype is _FLOAT32 or dtype is _FLOAT64) and value.flags.carray:
-            return value
+    if _type_char(value):
+        return value
     array = _array(function, name, value)
     geometry.check_dtype(function, name, array.dtype)
     return _native(array)
@@ -83,7 +89,7 @@ def _input(function: str, name: str, value: Any) -> NDArray:
 
 def _operand(function: str, name: str, value: Any, dtype: np.dtype, of: str = "x") -> NDArray:
     """Return `value` as a native array of `dtype`, the type of the argument `of`."""
-    if type(value) is _ndarray and value.dtype is dtype and value.flags.carray:
+    if _type_char(value) == dtype.char:
         return value
     array = _input(function, name, value)
     geometry.check_same_dtype(function, name, array.dtype, dtype, of)
@@ -107,10 +113,6 @@ def _array(function: str, name: str, value: Any) -> NDArray:
 def _native(array: NDArray) -> NDArray:
     """Return the array C-contiguous, aligned and of native byte order: a copy where it is not."""
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
-
-
-def _shaped(array: NDArray, shape: tuple[int, ...]) -> NDArray:
-    return array if array.shape == shape else array.reshape(shape)
 
 
 def _check_overlap(function: str, name: str, out: Any, others: dict[str, Any]) -> None:
@@ -169,19 +171,18 @@ def _targets(function: str, outs: Gradients, output_mask: Mask, shapes: tuple, d
 _P, _R = ParamSpec("_P"), TypeVar("_R")
 
 
-def _of_rank(ndim: int, core: Callable[Concatenate[str, int, _P], _R]) -> Callable[_P, _R]:
-    """Return the operator of `ndim` spatial dimensions that ``core(its name, ndim, *its arguments)`` computes."""
+def _of_rank(ndim: int, core: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return the operator of `ndim` spatial dimensions: `core` with its own name and default of `_of`.
+
+    A function that called `core` with these would take a fifth of a microsecond more.
+    """
     family, backward, _ = core.__name__.strip("_").partition("_backward")
     name = f"{family}{ndim}d{backward}"
-
-    def operator(*args: _P.args, **options: _P.kwargs) -> _R:
-        return core(name, ndim, *args, **options)
-
+    operator = FunctionType(core.__code__, core.__globals__, name, core.__defaults__)
+    operator.__kwdefaults__ = core.__kwdefaults__ | {"_of": (name, ndim)}
+    operator.__qualname__, operator.__doc__, operator.__annotations__ = name, core.__doc__, core.__annotations__
     signature = inspect.signature(core)
-    operator.__signature__ = signature.replace(parameters=list(signature.parameters.values())[2:])
-    operator.__name__ = operator.__qualname__ = name
-    operator.__doc__ = core.__doc__
-    core.__qualname__ = f"{family}Nd{backward}"  # what Python names where an argument is missing
+    operator.__signature__ = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "_of"])
     return operator
 
 
@@ -191,12 +192,6 @@ def _plain_options(function: str, names: tuple[str, ...], options: tuple) -> tup
         if type(option) is not int and (type(option) is not tuple or any(type(item) is not int for item in option)):
             return tuple([geometry.plain(function, *item) for item in zip(names, options, strict=True)])
     return options
-
-
-def _view(n: int, c: int, size: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """Return the rank-4 shape in which kernels see an array."""
-    d, h, w = size
-    return n, c, d * h, w
 
 
 # --- Convolution -----------------------------------------------------------------------------------------------------
@@ -263,43 +258,84 @@ class _ConvCall(NamedTuple):
     plan: Any
     out_shape: tuple[int, ...]
     bias_shape: tuple[int]
-    x_view: tuple[int, ...]
-    weight_view: tuple[int, ...]
-    out_view: tuple[int, ...]
+    n: int
+    output_packing: tuple | None  # see PackedWeight
+    gradient_packing: tuple | None
 
 
 @lru_cache(_CACHED_CALLS)
 def _conv_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
-    g = geometry.conv_geometry(function, ndim, x_shape, weight_shape, *options)
+    unbatched = len(x_shape) == ndim + 1
+    g = geometry.conv_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, weight_shape, *options)
     geometry.check_algorithm_serves(function, algorithm, g)
-    return _ConvCall(
-        algorithms.conv_plan(g, dtype_char, algorithm, isa),
-        g.out_shape,
-        (g.oc,),
-        _view(g.n, g.ic, g.in_size),
-        _view(g.oc, g.ic // g.groups, g.kernel),
-        _view(g.n, g.oc, g.out_size),
-    )
+    plan = algorithms.conv_plan(g, dtype_char, algorithm, _kernels.ISAS[isa])
+    packings = _kernels.packing(plan, False), _kernels.packing(plan, True)
+    return _ConvCall(plan, g.out_shape[unbatched:], (g.oc,), g.n, *packings)
 
 
-def _find_conv_call(function, ndim, x, weight, options, algorithm) -> tuple[_ConvCall, tuple[int, ...]]:
-    """Return the call and the shape of its output, which is unbatched where `x` is."""
+def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
     if algorithm != "auto":
         geometry.check_algorithm(function, algorithm)
     options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
-    key = weight.shape, options, x.dtype.char, algorithm, runtime.current_isa()
-    if x.ndim == ndim + 1:
-        call = _conv_call(function, ndim, (1, *x.shape), *key)
-        return call, call.out_shape[1:]
-    call = _conv_call(function, ndim, x.shape, *key)
-    return call, call.out_shape
+    return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, _current_isa())
+
+
+def pack_weight(
+    weight: ArrayLike,
+    input_shape: Sequence[int],
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    algorithm: str = "auto",
+) -> PackedWeight:
+    """Take a snapshot of weights that convolutions need not pack, or transform for Winograd, at each call.
+
+    Results are bit by bit those of the weights themselves. It pays where weights are large and images few.
+
+    Parameters
+    ----------
+    weight : array_like of float32 or float64, (oc, ic // groups, *kernel)
+        Filters of :func:`conv1d`, :func:`conv2d` or :func:`conv3d`, according to their number of dimensions.
+    input_shape : tuple of int
+        ``(n, ic, *in_size)`` or ``(ic, *in_size)``, the input for whose output the weights are packed right away;
+        for other inputs, options, instruction sets and the input gradient they are at the first call.
+    stride, padding, dilation, groups, algorithm
+        Options of the convolution.
+
+    Returns
+    -------
+    PackedWeight
+        To be given to convolutions and their gradients as `weight`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the convolution.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv2d, pack_weight
+    >>> x, weight = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> packed = pack_weight(weight, x.shape)
+    >>> np.array_equal(conv2d(x, packed), conv2d(x, weight))
+    True
+    """
+    function = "pack_weight"
+    weight = _input(function, "weight", weight)
+    ndim = geometry.weight_rank(function, weight.shape)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape, "ic")
+    call = _find_conv_call(function, ndim, input_shape, weight, (stride, padding, dilation, groups), algorithm)
+    packed = PackedWeight(weight)
+    packed.form(call.plan, call.output_packing, False)
+    return packed
 
 
 def _conv(
-    function: str,
-    ndim: int,
     x: ArrayLike,
-    weight: ArrayLike,
+    weight: ArrayLike | PackedWeight,
     bias: ArrayLike | None = None,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -310,6 +346,7 @@ def _conv(
     residual: ArrayLike | None = None,
     out: NDArray | None = None,
     algorithm: str = "auto",
+    _of: Rank,
 ) -> NDArray:
     """Convolve (cross-correlate) images with filters, each group of channels with its own.
 
@@ -324,7 +361,7 @@ def _conv(
     ----------
     x : array_like of float32 or float64, (n, ic, *in_size) or (ic, *in_size)
         Images, or signals, or volumes.
-    weight : array_like, (oc, ic // groups, *kernel)
+    weight : array_like or PackedWeight, (oc, ic // groups, *kernel)
         Filters, of the type of `x`.
     bias : array_like, (oc,), optional
         Added to each output channel.
@@ -381,12 +418,16 @@ def _conv(
     array([[[[10., 24.],
              [51., 90.]]]], dtype=float32)
     """
+    function, ndim = _of
     if out is not None:
         _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
     x = _input(function, "x", x)
     dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
-    call, shape = _find_conv_call(function, ndim, x, weight, (stride, padding, dilation, groups), algorithm)
+    call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
     if bias is not None:
         bias = _operand(function, "bias", bias, dtype)
@@ -394,21 +435,18 @@ def _conv(
             geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "weight.shape[:1]")
     if residual is not None:
         residual = _operand(function, "residual", residual, dtype)
-        geometry.check_shape(function, "residual", residual.shape, shape, "the result's shape")
-        residual = residual.reshape(call.out_view)
-    target = _target(function, "out", out, shape, dtype)
+        geometry.check_shape(function, "residual", residual.shape, call.out_shape, "the result's shape")
+    target = _target(function, "out", out, call.out_shape, dtype)
     if target.size:
-        x, weight = _shaped(x, call.x_view), _shaped(weight, call.weight_view)
-        _kernels.conv_output(call.plan, x, weight, bias, residual, _shaped(target, call.out_view), code, slope)
+        panels = None if packed is None else packed.form(call.plan, call.output_packing, False)
+        _kernels.conv_output(call.plan, x, weight, bias, residual, target, code, slope, panels)
     return _delivered(out, target)
 
 
 def _conv_backward(
-    function: str,
-    ndim: int,
     grad_output: ArrayLike,
     x: ArrayLike,
-    weight: ArrayLike,
+    weight: ArrayLike | PackedWeight,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
@@ -417,6 +455,7 @@ def _conv_backward(
     output_mask: Mask = _ALL,
     out: Gradients | None = None,
     algorithm: str = "auto",
+    _of: Rank,
 ) -> Gradients:
     """Return the gradients of a convolution in its input, weights and bias.
 
@@ -434,7 +473,7 @@ def _conv_backward(
         Gradient of the output, before any activation.
     x : array_like, (n, ic, *in_size) or (ic, *in_size)
         Input of the forward pass.
-    weight : array_like, (oc, ic // groups, *kernel)
+    weight : array_like or PackedWeight, (oc, ic // groups, *kernel)
         Filters of the forward pass.
     stride, padding, dilation, groups, algorithm
         Options of the forward pass.
@@ -467,28 +506,30 @@ def _conv_backward(
     >>> [g.shape for g in conv2d_backward(grad_output, x, weight)]
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
+    function, ndim = _of
     outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
     x = _input(function, "x", x)
     dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
     grad_output = _operand(function, "grad_output", grad_output, dtype)
-    call, shape = _find_conv_call(function, ndim, x, weight, (stride, padding, dilation, groups), algorithm)
-    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     targets = _targets(function, outs, output_mask, (x.shape, weight.shape, call.bias_shape), dtype)
     grad_input, grad_weight, grad_bias = targets
-    grad_output = _shaped(grad_output, call.out_view)
 
     if grad_input is not None and grad_input.size:
-        weight = _shaped(weight, call.weight_view)
-        _kernels.conv_input_gradient(call.plan, grad_output, weight, _shaped(grad_input, call.x_view))
+        panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
+        _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_input, panels)
     if grad_weight is not None and x.size:
-        x, weight_view = _shaped(x, call.x_view), _shaped(grad_weight, call.weight_view)
-        _kernels.conv_weight_gradient(call.plan, grad_output, x, weight_view, grad_bias)
+        _kernels.conv_weight_gradient(call.plan, grad_output, x, grad_weight, grad_bias)
     else:
         if grad_weight is not None:  # no image, or none but padding
             grad_weight.fill(0)
         if grad_bias is not None:
-            _kernels.channel_sums(grad_output, grad_bias)
+            _kernels.channel_sums(grad_output, grad_bias, call.n)
     return tuple(map(_delivered, outs, targets))
 
 
@@ -504,38 +545,30 @@ class _PoolCall(NamedTuple):
 
     plan: Any
     out_shape: tuple[int, ...]
-    x_view: tuple[int, ...]
-    out_view: tuple[int, ...]
 
 
 @lru_cache(_CACHED_CALLS)
 def _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor) -> _PoolCall:
-    g = geometry.pool_geometry(function, ndim, x_shape, *options, ceil_mode)
+    unbatched = len(x_shape) == ndim + 1
+    g = geometry.pool_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, *options, ceil_mode)
     before, after = zip(*g.pad, strict=True)
     windows = g.planes, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, before
     plan = _kernels.PoolPlan(*windows, count_include_pad, divisor, after)
-    return _PoolCall(plan, g.out_shape, _view(g.n, g.c, g.in_size), _view(g.n, g.c, g.out_size))
+    return _PoolCall(plan, g.out_shape[unbatched:])
 
 
 def _find_pool_call(
     function, ndim, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad=True, divisor=None
-) -> tuple[_PoolCall, tuple[int, ...]]:
-    """Return the call and the shape of its output, which is unbatched where `x_shape` is."""
+) -> _PoolCall:
     geometry.check_flag(function, "ceil_mode", ceil_mode)
     geometry.check_flag(function, "count_include_pad", count_include_pad)
     options = kernel_size, kernel_size if stride is None else stride, padding, dilation
     options = _plain_options(function, ("kernel_size", "stride", "padding", "dilation"), options)
-    key = options, ceil_mode, count_include_pad, 0 if divisor is None else geometry.check_divisor(function, divisor)
-    if len(x_shape) == ndim + 1:
-        call = _pool_call(function, ndim, (1, *x_shape), *key)
-        return call, call.out_shape[1:]
-    call = _pool_call(function, ndim, x_shape, *key)
-    return call, call.out_shape
+    divisor = 0 if divisor is None else geometry.check_divisor(function, divisor)
+    return _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor)
 
 
 def _max_pool(
-    function: str,
-    ndim: int,
     x: ArrayLike,
     kernel_size: Ints,
     stride: Ints | None = None,
@@ -545,6 +578,7 @@ def _max_pool(
     return_indices: bool = False,
     *,
     out: NDArray | None = None,
+    _of: Rank,
 ) -> NDArray | tuple[NDArray, NDArray]:
     """Take the maximum of each window, and on request its index.
 
@@ -591,23 +625,21 @@ def _max_pool(
     array([[[[ 5.,  7.],
              [13., 15.]]]], dtype=float32)
     """
+    function, ndim = _of
     if out is not None:
         _check_overlap(function, "out", out, {"x": x})
     x = _input(function, "x", x)
-    call, shape = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    call = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, dilation, ceil_mode)
     geometry.check_flag(function, "return_indices", return_indices)
-    target = _target(function, "out", out, shape, x.dtype)
-    indices = _empty(shape, _INT64) if return_indices else None
+    target = _target(function, "out", out, call.out_shape, x.dtype)
+    indices = _empty(call.out_shape, _INT64) if return_indices else None
     if target.size:
-        places = None if indices is None else _shaped(indices, call.out_view)
-        _kernels.max_pool(call.plan, _shaped(x, call.x_view), _shaped(target, call.out_view), places)
+        _kernels.max_pool(call.plan, x, target, indices)
     result = _delivered(out, target)
     return result if indices is None else (result, indices)
 
 
 def _max_pool_backward(
-    function: str,
-    ndim: int,
     grad_output: ArrayLike,
     indices: ArrayLike,
     input_shape: Sequence[int],
@@ -618,6 +650,7 @@ def _max_pool_backward(
     ceil_mode: bool = False,
     *,
     out: NDArray | None = None,
+    _of: Rank,
 ) -> NDArray:
     """Return the gradient of a max pool in its input: each output's gradient, added at its index.
 
@@ -655,27 +688,25 @@ def _max_pool_backward(
            [0., 0., 0., 0.],
            [0., 1., 0., 1.]], dtype=float32)
     """
+    function, ndim = _of
     if out is not None:
         _check_overlap(function, "out", out, {"grad_output": grad_output, "indices": indices})
     grad_output = _input(function, "grad_output", grad_output)
     input_shape = geometry.check_input_shape(function, ndim, input_shape)
-    call, shape = _find_pool_call(function, ndim, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
-    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    call = _find_pool_call(function, ndim, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     indices = _array(function, "indices", indices)
     geometry.check_indices_dtype(function, indices.dtype)
-    geometry.check_shape(function, "indices", indices.shape, shape, "the output's shape")
+    geometry.check_shape(function, "indices", indices.shape, call.out_shape, "the output's shape")
     target = _target(function, "out", out, input_shape, grad_output.dtype)
     if target.size:
-        grad_output, indices = _shaped(grad_output, call.out_view), _shaped(_native(indices), call.out_view)
-        outside = _kernels.max_pool_backward(call.plan, grad_output, indices, _shaped(target, call.x_view))
+        outside = _kernels.max_pool_backward(call.plan, grad_output, _native(indices), target)
         if outside:
             geometry.indices_error(function, outside)
     return _delivered(out, target)
 
 
 def _avg_pool(
-    function: str,
-    ndim: int,
     x: ArrayLike,
     kernel_size: Ints,
     stride: Ints | None = None,
@@ -685,6 +716,7 @@ def _avg_pool(
     divisor_override: int | None = None,
     *,
     out: NDArray | None = None,
+    _of: Rank,
 ) -> NDArray:
     """Take the mean of each window.
 
@@ -722,20 +754,19 @@ def _avg_pool(
     array([[[[ 2.5,  4.5],
              [10.5, 12.5]]]], dtype=float32)
     """
+    function, ndim = _of
     if out is not None:
         _check_overlap(function, "out", out, {"x": x})
     x = _input(function, "x", x)
     windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
-    call, shape = _find_pool_call(function, ndim, x.shape, *windows)
-    target = _target(function, "out", out, shape, x.dtype)
+    call = _find_pool_call(function, ndim, x.shape, *windows)
+    target = _target(function, "out", out, call.out_shape, x.dtype)
     if target.size:
-        _kernels.avg_pool(call.plan, _shaped(x, call.x_view), _shaped(target, call.out_view))
+        _kernels.avg_pool(call.plan, x, target)
     return _delivered(out, target)
 
 
 def _avg_pool_backward(
-    function: str,
-    ndim: int,
     grad_output: ArrayLike,
     input_shape: Sequence[int],
     kernel_size: Ints,
@@ -746,6 +777,7 @@ def _avg_pool_backward(
     divisor_override: int | None = None,
     *,
     out: NDArray | None = None,
+    _of: Rank,
 ) -> NDArray:
     """Return the gradient of an average pool in its input: each window spreads its gradient evenly.
 
@@ -777,16 +809,17 @@ def _avg_pool_backward(
     array([[0.25, 0.25, 0.25, 0.25],
            [0.25, 0.25, 0.25, 0.25]], dtype=float32)
     """
+    function, ndim = _of
     if out is not None:
         _check_overlap(function, "out", out, {"grad_output": grad_output})
     grad_output = _input(function, "grad_output", grad_output)
     input_shape = geometry.check_input_shape(function, ndim, input_shape)
     windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
-    call, shape = _find_pool_call(function, ndim, input_shape, *windows)
-    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    call = _find_pool_call(function, ndim, input_shape, *windows)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     target = _target(function, "out", out, input_shape, grad_output.dtype)
     if target.size:
-        _kernels.avg_pool_backward(call.plan, _shaped(grad_output, call.out_view), _shaped(target, call.x_view))
+        _kernels.avg_pool_backward(call.plan, grad_output, target)
     return _delivered(out, target)
 
 
@@ -852,7 +885,7 @@ def relu(x: ArrayLike, inplace: bool = False, *, out: NDArray | None = None) -> 
     array = _input("relu", "x", x)
     target = _target("relu", "x" if inplace else "out", out, array.shape, array.dtype)
     if target.size:
-        _kernels.relu(array.reshape(-1), target.reshape(-1))
+        _kernels.relu(array, target)
     return _delivered(out, target)
 
 
@@ -892,7 +925,7 @@ def relu_backward(grad_output: ArrayLike, x_or_y: ArrayLike, *, out: NDArray | N
     geometry.check_shape("relu_backward", "x_or_y", x_or_y.shape, grad_output.shape, "grad_output.shape")
     target = _target("relu_backward", "out", out, grad_output.shape, dtype)
     if target.size:
-        _kernels.relu_backward(grad_output.reshape(-1), x_or_y.reshape(-1), target.reshape(-1))
+        _kernels.relu_backward(grad_output, x_or_y, target)
     return _delivered(out, target)
 
 
@@ -945,7 +978,7 @@ def linear(
     x = _input("linear", "x", x)
     dtype = x.dtype
     weight = _operand("linear", "weight", weight, dtype)
-    rows, in_features, out_features = _linear_sizes("linear", x.shape, weight.shape)
+    rows, _, out_features = _linear_sizes("linear", x.shape, weight.shape)
     code, slope = (0, 0.0) if activation is None else geometry.activation_code("linear", activation)
     if bias is not None:
         bias = _operand("linear", "bias", bias, dtype)
@@ -953,8 +986,7 @@ def linear(
             geometry.check_shape("linear", "bias", bias.shape, (out_features,), "weight.shape[:1]")
     target = _target("linear", "out", out, (*x.shape[:-1], out_features), dtype)
     if rows:
-        views = x.reshape(rows, in_features), weight, bias, target.reshape(rows, out_features)
-        _kernels.linear_output(*views, code, slope)
+        _kernels.linear_output(x, weight, bias, target, rows, code, slope)
     return _delivered(out, target)
 
 
@@ -1004,20 +1036,19 @@ def linear_backward(
     dtype = x.dtype
     weight = _operand(function, "weight", weight, dtype)
     grad_output = _operand(function, "grad_output", grad_output, dtype)
-    rows, in_features, out_features = _linear_sizes(function, x.shape, weight.shape)
+    rows, _, out_features = _linear_sizes(function, x.shape, weight.shape)
     shape = (*x.shape[:-1], out_features)
     geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
     targets = _targets(function, outs, output_mask, (x.shape, weight.shape, (out_features,)), dtype)
     grad_input, grad_weight, grad_bias = targets
-    x, grad_output = x.reshape(rows, in_features), grad_output.reshape(rows, out_features)
 
     if grad_input is not None and rows:
-        _kernels.linear_input_gradient(grad_output, weight, grad_input.reshape(rows, in_features))
+        _kernels.linear_input_gradient(grad_output, weight, grad_input, rows)
     if grad_weight is not None and rows:
-        _kernels.linear_weight_gradient(grad_output, x, grad_weight, grad_bias)
+        _kernels.linear_weight_gradient(grad_output, x, grad_weight, grad_bias, rows)
     else:
         if grad_weight is not None:
             grad_weight.fill(0)
         if grad_bias is not None:
-            _kernels.channel_sums(grad_output.reshape(rows, out_features, 1, 1), grad_bias)
+            _kernels.channel_sums(grad_output, grad_bias, rows)
     return tuple(map(_delivered, outs, targets))

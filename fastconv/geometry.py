@@ -35,6 +35,7 @@ Pad = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 MAX_INT = 2**31 - 1  # of strides, paddings, dilations and windows: sums and products of two stay within 64 bits
 MAX_BYTES = 2**63 - 1
 MAX_ITEMSIZE = 8
+MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies
 
 ALGORITHMS = ("auto", "gemm", "direct", "winograd")
 ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
@@ -61,7 +62,10 @@ class ConvGeometry:
     @property
     def algorithms(self) -> tuple[str, ...]:
         """Algorithms that can compute it."""
-        direct = ("direct",) if self.ndim < 3 else ()
+        (_, stride, _), (_, kernel, _), (_, dilation, _) = self.stride, self.kernel, self.dilation
+        rows = (min(self.out_size[1], 8) - 1) * stride + (kernel - 1) * dilation + 1  # under eight of the output
+        row = max(self.ic * self.in_size[2], self.oc * self.out_size[2]) // self.groups * MAX_ITEMSIZE
+        direct = ("direct",) if self.ndim < 3 and rows * row <= MAX_COPIED else ()
         square = self.kernel in ((1, 3, 3), (1, 5, 5)) and self.stride == (1, 1, 1) and self.pad[0] == (0, 0)
         return ("gemm", *direct, *(("winograd",) if square else ()))
 
@@ -164,15 +168,16 @@ def conv_geometry(
         _value_error(function, rule, weight_shape)
     n, ic, *size = x_shape
     oc, icg, *kernel = weight_shape
+    shape = "input_shape" if function == "pack_weight" else "x.shape"
     groups = _integer(function, "groups", groups, 1)
     if ic < 1:
-        _value_error(function, "x.shape[1] must be at least 1", ic)
+        _value_error(function, f"{shape}[1] must be at least 1", ic)
     if min(weight_shape) < 1:
         _value_error(function, "weight must have no dimension of size 0", weight_shape)
     if ic % groups:
-        _value_error(function, f"groups must divide x.shape[1] = {ic}", groups)
+        _value_error(function, f"groups must divide {shape}[1] = {ic}", groups)
     if icg != ic // groups:
-        _value_error(function, f"weight.shape[1] must equal x.shape[1] // groups = {ic // groups}", icg)
+        _value_error(function, f"weight.shape[1] must equal {shape}[1] // groups = {ic // groups}", icg)
     if oc % groups:
         _value_error(function, f"groups must divide weight.shape[0] = {oc}", groups)
 
@@ -183,7 +188,7 @@ def conv_geometry(
     for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), -ndim):
         padded, extent = before + i + after, (k - 1) * d + 1
         if extent > padded:
-            rule = f"(weight.shape[{axis}] - 1) * dilation + 1 must be at most the padded x.shape[{axis}] = {padded}"
+            rule = f"(weight.shape[{axis}] - 1) * dilation + 1 must be at most the padded {shape}[{axis}] = {padded}"
             _value_error(function, rule, extent)
         out.append((padded - extent) // s + 1)
     _check_bytes(function, "the padded input", n, ic, size, pad)
@@ -318,6 +323,13 @@ def convolution_rank(function: str, op: Any) -> int:
     return ranks[op]
 
 
+def weight_rank(function: str, shape: tuple[int, ...]) -> int:
+    """Return the number of spatial dimensions of a convolution's weights."""
+    if not 3 <= len(shape) <= 5:
+        _value_error(function, "weight must have shape (oc, ic // groups, *kernel), of 3 to 5 dimensions", shape)
+    return len(shape) - 2
+
+
 def check_algorithm_serves(function: str, algorithm: str, g: ConvGeometry) -> None:
     """Check that an algorithm that was asked for can compute a convolution."""
     if algorithm not in ("auto", *g.algorithms):
@@ -346,13 +358,14 @@ def check_shape(function: str, name: str, shape: tuple[int, ...], expected: tupl
         _value_error(function, f"{name}.shape must equal {of} = {expected}", shape)
 
 
-def check_input_shape(function: str, ndim: int, shape: Any) -> tuple[int, ...]:
-    """Return the shape of a pool's input, batched or not, as a tuple of `ndim` + 1 or `ndim` + 2 ints."""
+def check_input_shape(function: str, ndim: int, shape: Any, channels: str = "c") -> tuple[int, ...]:
+    """Return the shape of an input, batched or not, as a tuple of `ndim` + 1 or `ndim` + 2 ints."""
     sizes = plain(function, "input_shape", shape)
     if type(sizes) is not tuple or any(type(size) is not int for size in sizes):
         raise TypeError(f"{function}: input_shape must be a tuple of integers, got {shape!r}")
     if len(sizes) not in (ndim + 1, ndim + 2) or min(sizes) < 0:
-        rule = f"input_shape must be (n, c, {_AXES[ndim]}), or (c, {_AXES[ndim]}) unbatched, of sizes >= 0"
+        axes = f"{channels}, {_AXES[ndim]}"
+        rule = f"input_shape must be (n, {axes}), or ({axes}) unbatched, of sizes >= 0"
         _value_error(function, rule, shape)
     return sizes
 

@@ -1,49 +1,147 @@
 """The three passes of a convolution: each by the algorithm that its plan names."""
 
 
-cdef int output(ConvPlan plan, const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const real[::1] bias,
-                const real[:, :, :, ::1] residual, real[:, :, :, ::1] out, int activation, double slope) except -1:
-    if plan.winograd_output.r and conv_winograd_output[real](plan, x, weight, bias, residual, out, activation, slope):
-        return 0
-    return conv_gemm_output[real](plan, x, weight, bias, residual, out, activation, slope)
+cdef class Panels:
+    """Weights as the kernels of one pass read them: in row panels, or transformed for Winograd."""
+
+    cdef char *memory
+    cdef readonly size_t nbytes
+
+    def __cinit__(self, size_t nbytes):
+        self.nbytes = nbytes
+        self.memory = <char *>fc_map(nbytes)
+        if self.memory == NULL:
+            raise MemoryError(f"fastconv: {nbytes} bytes for packed weights cannot be had")
+
+    def __dealloc__(self):
+        free(self.memory)
 
 
-cdef int input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] weight,
-                        real[:, :, :, ::1] grad_input) except -1:
-    if plan.winograd_gradient.r and conv_winograd_input_gradient[real](plan, grad_output, weight, grad_input):
-        return 0
-    return conv_gemm_input_gradient[real](plan, grad_output, weight, grad_input)
+cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weight) noexcept:
+    """The job of a pass by Winograd, as far as its filters go."""
+    cdef WinogradJob j = winograd_gradient(plan, weight, NULL) if gradient else winograd_output(plan, weight, NULL)
+    plan_filters(&j)
+    return j
 
 
-cdef int weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
-                         real[:, :, :, ::1] grad_weight, real[::1] grad_bias) except -1:
-    if (plan.direct_weight_rows and conv_direct_weight_gradient[real](plan, grad_output, x, grad_weight) == 0
-            or plan.winograd_weight.r and conv_winograd_weight_gradient[real](plan, grad_output, x, grad_weight)):
-        if grad_bias is not None:
-            run_channel_sums[real](grad_output, grad_bias)
-        return 0
-    return conv_gemm_weight_gradient[real](plan, grad_output, x, grad_weight, grad_bias)
+cdef bint is_product(ConvPlan plan) noexcept:
+    """Whether the output is a fully connected layer's, of so few images that packing would be most of the work."""
+    cdef int i
+    for i in range(3):
+        if plan.out[i] > 1 or plan.pad[i] or plan.dilation[i] > 1 or plan.kernel[i] != plan.in_[i]:
+            return False
+    return plan.groups == 1 and plan.n <= DOT_ROWS and not plan.winograd_output.r and not plan.direct_rows
 
 
-def conv_output(ConvPlan plan not None, x, weight, bias, residual, out, int activation=0, double slope=0):
-    """out = activation(conv(x, weight) + bias + residual)."""
-    if plan.es == 4:
-        output[float](plan, x, weight, bias, residual, out, activation, slope)
+cdef void conv_product(ConvPlan plan, const char *x, const char *weight, const char *bias, const char *residual,
+                       char *out, int activation, double slope) noexcept:
+    """Y[n][oc] = dot products of the images with the filters."""
+    cdef ProductJob j
+    cdef int threads = threads_for(plan.flops)
+    memset(&j, 0, sizeof(j))
+    j.k, j.es, j.m, j.n, j.depth = plan.k, plan.es, plan.n, plan.oc, plan.ic * plan.taps
+    j.a, j.b, j.c, j.bias, j.residual = x, weight, out, bias, residual
+    j.a_row, j.ldb, j.ldc = j.depth, j.depth, j.n
+    j.activation, j.slope = activation, slope
+    with nogil:
+        run_dots(&j, threads)
+
+
+def packing(ConvPlan plan not None, bint gradient):
+    """(pass, algorithm, ISA, what else distinguishes its packed weights from others of the same weights).
+
+    None where weights are read as they are, by dot products and depthwise, and for filters that Winograd transforms
+    where it uses them, which would be four times the memory traffic if they were read transformed.
+    """
+    cdef fc_plane plane
+    cdef int i
+    name, isa = "input_gradient" if gradient else "output", plan.k.isa.decode()
+    if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
+        return None if winograd_filters(plan, gradient, NULL).fused else (name, "winograd", isa, plan.groups)
+    if not gradient and is_product(plan):
+        return None
+    direct = plan.direct_gradient_rows if gradient else plan.direct_rows
+    if direct and depthwise_plane(plan, &plane) and (plan.oc == 1 or not gradient):
+        return None
+    key = name, "direct" if direct else "gemm", isa, plan.groups
+    if gradient:  # which taps a residue of the stride has
+        for i in range(3):
+            key += plan.stride[i], plan.dilation[i], plan.pad[i], min(plan.in_[i], plan.stride[i])
+    return key
+
+
+def pack_weight(ConvPlan plan not None, bint gradient, ndarray weight not None):
+    """The weights as a pass of the plan reads them, where its `packing` is not None."""
+    cdef const char *pw = read(weight, plan.es, plan.weight_size)
+    cdef int threads = fc_get_threads()
+    cdef Panels panels
+    cdef SweepJob sweeps
+    cdef WinogradJob tiles
+    if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
+        tiles = winograd_filters(plan, gradient, pw)
+        panels = Panels(plan.groups * tiles.u_size)
+        tiles.packed = panels.memory
+        with nogil:
+            pack_filters(&tiles, threads)
     else:
-        output[double](plan, x, weight, bias, residual, out, activation, slope)
+        sweeps = gradient_sweeps(plan, pw, NULL) if gradient else output_sweep(plan, pw, NULL)
+        panels = Panels(packed_bytes(&sweeps))
+        sweeps.packed = panels.memory
+        with nogil:
+            pack_weights(&sweeps, threads)
+    return panels
 
 
-def conv_input_gradient(ConvPlan plan not None, grad_output, weight, grad_input):
-    """grad_input = d<grad_output, conv(x, weight)> / dx."""
-    if plan.es == 4:
-        input_gradient[float](plan, grad_output, weight, grad_input)
+cdef inline char *panels_memory(Panels panels) noexcept:
+    return NULL if panels is None else panels.memory
+
+
+def conv_output(ConvPlan plan not None, ndarray x not None, ndarray weight not None, ndarray bias, ndarray residual,
+                ndarray out not None, int activation=0, double slope=0, Panels panels=None):
+    """out = activation(conv(x, weight) + bias + residual); bias and residual may be None, panels the packed weights."""
+    cdef size_t es = plan.es
+    cdef const char *px = read(x, es, plan.x_size)
+    cdef const char *pw = read(weight, es, plan.weight_size)
+    cdef const char *pb = read(bias, es, plan.groups * plan.oc)
+    cdef const char *pr = read(residual, es, plan.out_size)
+    cdef char *py = written(out, es, plan.out_size)
+    cdef char *packed = panels_memory(panels)
+    if plan.winograd_output.r:
+        if conv_winograd_output(plan, px, pw, packed, pb, pr, py, activation, slope):
+            return
+        packed = NULL  # Winograd's
+    if is_product(plan):
+        conv_product(plan, px, pw, pb, pr, py, activation, slope)
     else:
-        input_gradient[double](plan, grad_output, weight, grad_input)
+        conv_gemm_output(plan, px, pw, packed, pb, pr, py, activation, slope)
 
 
-def conv_weight_gradient(ConvPlan plan not None, grad_output, x, grad_weight, grad_bias):
+def conv_input_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray weight not None,
+                        ndarray grad_input not None, Panels panels=None):
+    """grad_input = d<grad_output, conv(x, weight)> / dx; panels may be the packed weights."""
+    cdef size_t es = plan.es
+    cdef const char *pg = read(grad_output, es, plan.out_size)
+    cdef const char *pw = read(weight, es, plan.weight_size)
+    cdef char *px = written(grad_input, es, plan.x_size)
+    cdef char *packed = panels_memory(panels)
+    if plan.winograd_gradient.r:
+        if conv_winograd_input_gradient(plan, pg, pw, packed, px):
+            return
+        packed = NULL  # Winograd's
+    conv_gemm_input_gradient(plan, pg, pw, packed, px)
+
+
+def conv_weight_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray x not None,
+                         ndarray grad_weight not None, ndarray grad_bias):
     """grad_weight = d<grad_output, conv(x, weight)> / dweight; grad_bias (or None) = sum of grad_output."""
-    if plan.es == 4:
-        weight_gradient[float](plan, grad_output, x, grad_weight, grad_bias)
-    else:
-        weight_gradient[double](plan, grad_output, x, grad_weight, grad_bias)
+    cdef size_t es = plan.es
+    cdef const char *pg = read(grad_output, es, plan.out_size)
+    cdef const char *px = read(x, es, plan.x_size)
+    cdef char *pw = written(grad_weight, es, plan.weight_size)
+    cdef char *pb = written(grad_bias, es, plan.groups * plan.oc)
+    if (plan.direct_weight_rows and conv_direct_weight_gradient(plan, pg, px, pw) == 0
+            or plan.winograd_weight.r and conv_winograd_weight_gradient(plan, pg, px, pw)):
+        if pb != NULL:
+            run_channel_sums(plan.k, es, pg, plan.n, plan.groups * plan.oc, plan.out_size, pb)
+        return
+    conv_gemm_weight_gradient(plan, pg, px, pw, pb)

@@ -284,8 +284,8 @@ cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, 
 
 
 cdef int run_direct(SweepJob *j, double flops) except -1:
-    cdef ptrdiff_t depth = 0, tasks = 0, packs = 0, slots = 0
-    cdef size_t packed = 0, scratch
+    cdef ptrdiff_t depth = 0, tasks = 0, slots = 0
+    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch
     cdef int i, threads = threads_for(flops)
     cdef RowWindow v
     j.b_size = 0
@@ -296,21 +296,24 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
         # + slack for the last vector
         j.b_size = max(j.b_size, aligned((j.sweep[i].channels * v.plane + j.k.lanes) * j.es))
         tasks = max(tasks, direct_tasks(j, &j.sweep[i]))
-        packed += j.groups * packed_size(j.k, &j.sweep[i])
-        packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
-    packed = aligned(packed * j.es)
     j.runs_size = aligned(depth * sizeof(ptrdiff_t))
     scratch = j.b_size + j.runs_size + aligned((slots + 8) * sizeof(fc_slot))
     cdef Arena arena = lease(packed + threads * scratch)
-    j.packed = <char *>arena.memory
+    cdef char *memory = <char *>arena.memory
     with nogil:
-        run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_flushed(direct_task, j, tasks, threads, j.packed + packed, scratch)
+        if packed:
+            j.packed = memory
+            pack_weights(j, threads)
+        run_flushed(direct_task, j, tasks, threads, memory + packed, scratch)
     release(arena)
     return 0
 
 
 # ---- weight gradient ----
+
+cdef enum:
+    MAX_PARTIAL = 8 << 20  # bytes of the shares' sums, where there is more than one
+
 
 cdef struct DirectGradientJob:
     kernels_t k
@@ -349,18 +352,18 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
                                    sums + (oc * s.channels + c) * s.ntaps * es)
 
 
-cdef int conv_direct_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
-                                     real[:, :, :, ::1] grad_weight) except -1:
+cdef int conv_direct_weight_gradient(ConvPlan plan, const char *grad_output, const char *x,
+                                     char *grad_weight) except -1:
     cdef DirectGradientJob j
     cdef int threads = threads_for(plan.flops)
     cdef ptrdiff_t weights = plan.groups * plan.oc * plan.ic * plan.taps
     cdef RowWindow v
-    if conv_depthwise_weight_gradient(plan, <const char *>&grad_output[0, 0, 0, 0], <const char *>&x[0, 0, 0, 0],
-                                      <char *>&grad_weight[0, 0, 0, 0]):
+    if conv_depthwise_weight_gradient(plan, grad_output, x, grad_weight):
         return 0
     j.k, j.es, j.s, j.groups = plan.k, plan.es, &plan.output, plan.groups
-    j.x, j.grad_output = <const char *>&x[0, 0, 0, 0], <const char *>&grad_output[0, 0, 0, 0]
-    j.direct_rows, j.shares = plan.direct_weight_rows, max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
+    j.x, j.grad_output = x, grad_output
+    j.direct_rows = plan.direct_weight_rows
+    j.shares = max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups), MAX_PARTIAL // (weights * j.es)))
     v = row_window(j.s, j.direct_rows)
     j.x_size = aligned((plan.ic * v.plane + j.k.lanes) * j.es)
     cdef size_t partial = aligned(j.shares * weights * j.es)
@@ -370,6 +373,6 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] gra
     with nogil:
         run_flushed(direct_gradient_task, &j, j.groups * j.shares, threads, j.partial + partial, scratch)
         pairwise(j.k, j.es, j.partial, weights, j.shares, weights)
-        memcpy(&grad_weight[0, 0, 0, 0], j.partial, weights * j.es)
+        memcpy(grad_weight, j.partial, weights * j.es)
     release(arena)
     return 0

@@ -50,6 +50,7 @@ cdef class ConvPlan:
     cdef readonly double flops
     cdef readonly object blocking
     cdef ptrdiff_t n, groups, ic, oc, taps  # channels of a group
+    cdef ptrdiff_t x_size, weight_size, out_size  # elements of the arrays
     cdef ptrdiff_t[3] in_, out, kernel, stride, dilation, pad
     cdef int32_t *tap_offsets
     cdef ptrdiff_t *tap_weights
@@ -76,6 +77,8 @@ cdef class ConvPlan:
             self.stride[i], self.dilation[i], self.pad[i] = stride[i], dilation[i], pad[i]
         self.taps = self.kernel[0] * self.kernel[1] * self.kernel[2]
         volume = n * self.out[0] * self.out[1] * self.out[2]
+        self.x_size, self.out_size = n * ic * self.in_[0] * self.in_[1] * self.in_[2], volume * oc
+        self.weight_size = oc * self.ic * self.taps
         self.flops = 2.0 * volume * oc * self.ic * self.taps
         self.output_blocking.kc, self.output_blocking.panels, self.output_blocking.rows = output_blocking
         self.gradient_blocking.kc, self.gradient_blocking.panels, self.gradient_blocking.rows = gradient_blocking
@@ -201,7 +204,7 @@ cdef struct SweepJob:
     char *out
     int activation
     double slope
-    char *packed
+    char *packed  # weights; NULL: not yet
     size_t b_size, runs_size  # parts of a thread's scratch, in bytes
 
 
@@ -225,6 +228,20 @@ cdef void pack_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept 
     j.k.pack_weights(s, j.weight + (g * j.group_stride + i * j.row_stride) * j.es, j.row_stride, j.channel_stride,
                      <int>min(<ptrdiff_t>j.k.mr, s.rows - i), j.direct_rows > 0,
                      j.packed + (s.packed + g * packed_size(j.k, s) + i * s.ntaps * s.channels) * j.es)
+
+
+cdef size_t packed_bytes(const SweepJob *j) noexcept nogil:
+    cdef ptrdiff_t elements = 0
+    cdef int i
+    for i in range(j.sweeps):
+        elements += j.groups * packed_size(j.k, &j.sweep[i])
+    return aligned(elements * j.es)
+
+
+cdef void pack_weights(SweepJob *j, int threads) noexcept nogil:
+    """Pack the weights of all sweeps."""
+    run_tasks(pack_weights_task, j, j.sweeps * j.groups * ceil_div(j.sweep.rows, j.k.mr),
+              threads if packed_bytes(j) > 65536 else 1, NULL, 0)
 
 
 cdef int find_runs(const fc_sweep *s, ptrdiff_t pixel, ptrdiff_t count, fc_run *run) noexcept nogil:
@@ -342,61 +359,65 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:
-    cdef ptrdiff_t depth = 0, tasks = 0, packs = 0
-    cdef size_t packed = 0, scratch
+    cdef ptrdiff_t depth = 0, tasks = 0
+    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch
     cdef int i, threads = threads_for(flops)
     for i in range(j.sweeps):
         depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
         tasks += sweep_tasks(j, &j.sweep[i])
-        packed += j.groups * packed_size(j.k, &j.sweep[i])
-        packs += j.groups * ceil_div(j.sweep[i].rows, j.k.mr)
-    packed = aligned(packed * j.es)
     # + slack for the last store
     j.b_size = aligned((min(j.blocking.kc, depth) * j.blocking.panels + 2) * j.k.nr * j.es)
     j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
     scratch = j.b_size + j.runs_size + aligned(j.k.mr * j.k.nr * j.es)
     cdef Arena arena = lease(packed + threads * scratch)
-    j.packed = <char *>arena.memory
+    cdef char *memory = <char *>arena.memory
     with nogil:
-        run_tasks(pack_weights_task, j, packs, threads if packed > 65536 else 1, NULL, 0)
-        run_flushed(sweep_task, j, tasks, threads, j.packed + packed, scratch)
+        if packed:
+            j.packed = memory
+            pack_weights(j, threads)
+        run_flushed(sweep_task, j, tasks, threads, memory + packed, scratch)
     release(arena)
     return 0
 
 
-cdef int conv_gemm_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight,
-                          const real[::1] bias, const real[:, :, :, ::1] residual, real[:, :, :, ::1] out,
-                          int activation, double slope) except -1:
+cdef SweepJob output_sweep(ConvPlan plan, const char *weight, char *packed) noexcept:
+    """The job of an output, without its other arrays."""
     cdef SweepJob job
+    memset(&job, 0, sizeof(job))
     job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.output_blocking
-    job.sweep, job.sweeps = &plan.output, 1
-    job.x, job.weight = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
-    job.out = <char *>&out[0, 0, 0, 0]
+    job.sweep, job.sweeps, job.direct_rows = &plan.output, 1, plan.direct_rows
+    job.weight, job.packed = weight, packed
     job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.ic * plan.taps, plan.taps
-    job.bias = NULL if bias is None else <const char *>&bias[0]
-    job.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
+    return job
+
+
+cdef SweepJob gradient_sweeps(ConvPlan plan, const char *weight, char *packed) noexcept:
+    """The job of an input gradient, without its other arrays."""
+    cdef SweepJob job = output_sweep(plan, weight, packed)
+    job.blocking = plan.gradient_blocking
+    job.sweep, job.sweeps, job.direct_rows = plan.gradient, plan.gradients, plan.direct_gradient_rows
+    job.row_stride, job.channel_stride = job.channel_stride, job.row_stride
+    return job
+
+
+cdef int conv_gemm_output(ConvPlan plan, const char *x, const char *weight, char *packed, const char *bias,
+                          const char *residual, char *out, int activation, double slope) except -1:
+    cdef SweepJob job = output_sweep(plan, weight, packed)
+    job.x, job.bias, job.residual, job.out = x, bias, residual, out
     job.activation, job.slope = activation, slope
-    job.direct_rows = plan.direct_rows
     if job.direct_rows and conv_depthwise_output(plan, &job):
         return 0
     return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)
 
 
-cdef int conv_gemm_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output,
-                                  const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_input) except -1:
-    cdef SweepJob job
-    job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.gradient_blocking
-    job.sweep, job.sweeps = plan.gradient, plan.gradients
-    job.x, job.weight = <const char *>&grad_output[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
-    job.out = <char *>&grad_input[0, 0, 0, 0]
-    job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.taps, plan.ic * plan.taps
-    job.bias, job.residual = NULL, NULL
-    job.activation, job.slope = 0, 0
-    job.direct_rows = plan.direct_gradient_rows
+cdef int conv_gemm_input_gradient(ConvPlan plan, const char *grad_output, const char *weight, char *packed,
+                                  char *grad_input) except -1:
+    cdef SweepJob job = gradient_sweeps(plan, weight, packed)
+    job.x, job.out = grad_output, grad_input
     if job.direct_rows and conv_depthwise_input_gradient(plan, &job):
         return 0
     if plan.gradient_holes:
-        memset(job.out, 0, grad_input.size * plan.es)
+        memset(job.out, 0, plan.x_size * plan.es)
     return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)
 
 
@@ -541,8 +562,8 @@ cdef void weight_reduction_task(void *job_, ptrdiff_t task, char *scratch) noexc
     j.k.transpose(partial, j.ldc, rows, j.oc, j.grad_weight + (g * j.oc * depth + k0) * j.es, depth)
 
 
-cdef int conv_gemm_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
-                                   real[:, :, :, ::1] grad_weight, real[::1] grad_bias) except -1:
+cdef int conv_gemm_weight_gradient(ConvPlan plan, const char *grad_output, const char *x, char *grad_weight,
+                                   char *grad_bias) except -1:
     cdef WeightGradientJob j
     cdef int i, threads = threads_for(plan.flops)
     cdef ptrdiff_t oc = plan.groups * plan.oc, depth = plan.ic * plan.taps, rows, tasks
@@ -551,14 +572,12 @@ cdef int conv_gemm_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_
     for i in range(3):
         j.in_[i], j.out[i], j.kernel[i] = plan.in_[i], plan.out[i], plan.kernel[i]
         j.stride[i], j.dilation[i], j.pad[i] = plan.stride[i], plan.dilation[i], plan.pad[i]
-    j.grad_weight = <char *>&grad_weight[0, 0, 0, 0]
-    j.grad_bias = NULL if grad_bias is None else <char *>&grad_bias[0]
+    j.grad_output, j.x, j.grad_weight, j.grad_bias = grad_output, x, grad_weight, grad_bias
     if plan.n * j.out[0] * j.out[1] * j.out[2] == 0:
         memset(j.grad_weight, 0, oc * depth * j.es)
         if j.grad_bias != NULL:
             memset(j.grad_bias, 0, oc * j.es)
         return 0
-    j.grad_output, j.x = <const char *>&grad_output[0, 0, 0, 0], <const char *>&x[0, 0, 0, 0]
     j.ic_block, j.oc_block = plan.wg_rows, plan.wg_cols
     j.chunks = ceil_div(j.out[2], plan.wg_pixels)
     j.length = ceil_div(j.out[2], j.chunks)

@@ -43,6 +43,7 @@ cdef struct WinogradJob:
     ptrdiff_t patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
     ptrdiff_t chunk  # channels a task of phase 1
     const char *x
+    const char *weights  # of all groups
     const char *weight
     ptrdiff_t row_stride, channel_stride  # of the weights, in elements
     int flip
@@ -54,10 +55,12 @@ cdef struct WinogradJob:
     bint accumulate
     bint fused  # filters (or sums) of a task are transformed in its scratch: each is used once
     int finite
+    char *packed  # U of all groups; NULL: not yet
     char *u
     char *v
     char *d
     ptrdiff_t u_plane, v_plane, v_stride, d_plane, m_plane, u_stride  # in elements
+    size_t u_size  # of a group, in bytes
     size_t patch_size, m_size  # parts of a thread's scratch, in bytes
 
 
@@ -186,35 +189,55 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.finite = 1
 
 
-cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights, double flops) except -1:
+cdef void plan_filters(WinogradJob *j) noexcept nogil:
+    """Whether filters are transformed by the task that uses them, and where they lie."""
+    plan_patches(j)
+    j.fused = j.patches <= min(j.w.task_patches, j.w.block_patches)
+    j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused else ceil_div(j.rows, j.k.nr) * j.channels) * j.k.nr,
+                          j.es)
+    j.u_size = aligned(POINTS * j.u_plane * j.es)
+
+
+cdef void transform_filters(WinogradJob *j, int threads) noexcept nogil:
+    """U of one group."""
+    run_flushed(filters_task, j, ceil_div(j.rows, j.k.lanes) * ceil_div(j.channels, j.chunk), threads, NULL, 0)
+
+
+cdef void pack_filters(WinogradJob *j, int threads) noexcept nogil:
+    """U of all groups."""
+    cdef ptrdiff_t g
+    for g in range(j.groups):
+        j.weight = j.weights + g * j.rows * j.channels * j.w.r * j.w.r * j.es
+        j.u = j.packed + g * j.u_size
+        transform_filters(j, threads)
+
+
+cdef int run_winograd(WinogradJob *j, double flops) except -1:
     """Y of all groups; returns whether all of it is finite."""
     cdef ptrdiff_t panels, tiles, chunks
     cdef int threads = threads_for(flops), g
-    plan_patches(j)
+    plan_filters(j)
     panels = ceil_div(j.rows, j.k.nr)
     tiles = min(j.w.task_patches, j.w.block_patches) * patch_tiles(j)
     chunks = ceil_div(j.channels, j.chunk)
-    j.fused = j.patches <= min(j.w.task_patches, j.w.block_patches)
-    j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused else panels * j.channels) * j.k.nr, j.es)
     j.m_plane = odd_lines(tiles * j.k.nr, j.es)
     j.m_size = aligned(POINTS * j.m_plane * j.es)
-    cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)
-    cdef size_t scratch = j.patch_size * (1 if j.residual == NULL else 2) + j.m_size
-    if j.fused:
-        scratch += u
-        u = 0
+    cdef size_t u = 0 if j.fused or j.packed != NULL else j.u_size, v = aligned(POINTS * j.v_plane * j.es)
+    cdef size_t scratch = j.patch_size * (1 if j.residual == NULL else 2) + j.m_size + (j.u_size if j.fused else 0)
     cdef Arena arena = lease(u + v + threads * scratch)
-    cdef const char *weight = j.weight
     cdef const char *bias = j.bias
-    j.u = <char *>arena.memory
-    j.v = j.u + u
+    cdef char *memory = <char *>arena.memory
+    j.v = memory + u
     with nogil:
         for g in range(j.groups):
             j.group = g
-            j.weight = weight + g * group_weights * j.es
             j.bias = NULL if bias == NULL else bias + g * j.rows * j.es
-            if not j.fused:
-                run_flushed(filters_task, j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+            j.weight = j.weights + g * j.rows * j.channels * j.w.r * j.w.r * j.es
+            if j.packed != NULL:
+                j.u = j.packed + g * j.u_size
+            elif not j.fused:
+                j.u = memory
+                transform_filters(j, threads)
             j.patch0 = 0
             while j.patch0 < j.patches and j.finite:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
@@ -226,38 +249,48 @@ cdef int run_winograd(WinogradJob *j, ptrdiff_t group_weights, double flops) exc
     return j.finite
 
 
-cdef int conv_winograd_output(ConvPlan plan, const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight,
-                              const real[::1] bias, const real[:, :, :, ::1] residual, real[:, :, :, ::1] out,
-                              int activation, double slope) except -1:
+cdef WinogradJob winograd_output(ConvPlan plan, const char *weight, char *packed) noexcept:
+    """The job of an output, without its other arrays."""
     cdef WinogradJob j
+    memset(&j, 0, sizeof(j))
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_output
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
     j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
     j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
     j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
-    j.x, j.weight, j.y = <const char *>&x[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0], <char *>&out[0, 0, 0, 0]
+    j.weights, j.packed = weight, packed
     j.row_stride, j.channel_stride, j.flip = plan.ic * plan.taps, plan.taps, 0
-    j.bias = NULL if bias is None else <const char *>&bias[0]
-    j.residual = NULL if residual is None else <const char *>&residual[0, 0, 0, 0]
-    j.activation, j.slope = activation, slope
-    return run_winograd(&j, plan.oc * plan.ic * plan.taps, plan.flops)
+    return j
 
 
-cdef int conv_winograd_input_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output,
-                                      const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_input) except -1:
+cdef WinogradJob winograd_gradient(ConvPlan plan, const char *weight, char *packed) noexcept:
+    """The job of an input gradient, without its other arrays."""
     cdef WinogradJob j
+    memset(&j, 0, sizeof(j))
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_gradient
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.oc, plan.ic
     j.in_h, j.in_w, j.out_h, j.out_w = plan.out[1], plan.out[2], plan.in_[1], plan.in_[2]
     j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
     j.pad_h = (plan.kernel[1] - 1) * plan.dilation[1] - plan.pad[1]
     j.pad_w = (plan.kernel[2] - 1) * plan.dilation[2] - plan.pad[2]
-    j.x, j.weight = <const char *>&grad_output[0, 0, 0, 0], <const char *>&weight[0, 0, 0, 0]
-    j.y = <char *>&grad_input[0, 0, 0, 0]
+    j.weights, j.packed = weight, packed
     j.row_stride, j.channel_stride, j.flip = plan.taps, plan.ic * plan.taps, 1
-    j.bias, j.residual = NULL, NULL
-    j.activation, j.slope = 0, 0
-    return run_winograd(&j, plan.oc * plan.ic * plan.taps, plan.flops)
+    return j
+
+
+cdef int conv_winograd_output(ConvPlan plan, const char *x, const char *weight, char *packed, const char *bias,
+                              const char *residual, char *out, int activation, double slope) except -1:
+    cdef WinogradJob j = winograd_output(plan, weight, packed)
+    j.x, j.bias, j.residual, j.y = x, bias, residual, out
+    j.activation, j.slope = activation, slope
+    return run_winograd(&j, plan.flops)
+
+
+cdef int conv_winograd_input_gradient(ConvPlan plan, const char *grad_output, const char *weight, char *packed,
+                                      char *grad_input) except -1:
+    cdef WinogradJob j = winograd_gradient(plan, weight, packed)
+    j.x, j.y = grad_output, grad_input
+    return run_winograd(&j, plan.flops)
 
 
 # ---- weight gradient ----
@@ -335,18 +368,17 @@ cdef void fused_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept
         finish_weights(j, scratch + col * j.es, panel + col, c, count)
 
 
-cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] grad_output, const real[:, :, :, ::1] x,
-                                       real[:, :, :, ::1] grad_weight) except -1:
+cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, const char *x,
+                                       char *grad_weight) except -1:
     cdef WinogradJob j
     cdef int threads = threads_for(plan.flops), g
     cdef ptrdiff_t chunks, panels
-    cdef char *weight = <char *>&grad_weight[0, 0, 0, 0]
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_weight
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
     j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
     j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
     j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
-    j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&grad_output[0, 0, 0, 0]
+    j.x, j.y = x, <char *>grad_output
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
     plan_patches(&j)
     chunks, panels = ceil_div(j.channels, j.chunk), ceil_div(j.rows, j.k.nr)
@@ -363,7 +395,7 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const real[:, :, :, ::1] g
     with nogil:
         for g in range(j.groups):
             j.group = g
-            j.weight = weight + g * j.rows * j.row_stride * j.es
+            j.weight = grad_weight + g * j.rows * j.row_stride * j.es
             j.patch0 = 0
             while j.patch0 < j.patches:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)

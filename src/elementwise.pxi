@@ -24,36 +24,26 @@ cdef void relu_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         j.k.relu_backward(n, j.g + at, j.x + at, j.y + at, j.stream)
 
 
-cdef void run_relu(const real[::1] g, const real[::1] x, real[::1] y):
+cdef int run_relu(ndarray g, ndarray x, ndarray y) except -1:
     cdef ElementwiseJob job
-    job.k = fc_tables(fc_get_isa())[real is double]
-    job.n = x.shape[0]
-    job.es = sizeof(real)
-    if job.n == 0:
-        return
-    job.x = <const char *>&x[0]
-    job.g = NULL if g is None else <const char *>&g[0]
-    job.y = <char *>&y[0]
+    job.es, job.n = PyArray_ITEMSIZE(x), PyArray_SIZE(x)
+    job.k = fc_tables(fc_get_isa())[job.es == 8]
+    job.g, job.x, job.y = read(g, job.es, job.n), read(x, job.es, job.n), written(y, job.es, job.n)
     job.stream = job.n * job.es >= STREAM_BYTES and job.y != job.x and job.y != job.g
     cdef int threads = threads_for(8.0 * job.n)
     with nogil:
         run_tasks(relu_task, &job, ceil_div(job.n, CHUNK), threads, NULL, 0)
+    return 0
 
 
-def relu(x, y):
-    """y = x <= 0 ? 0 : x over contiguous vectors; y may be x."""
-    if x.dtype.char == "f":
-        run_relu[float](None, x, y)
-    else:
-        run_relu[double](None, x, y)
+def relu(ndarray x not None, ndarray y not None):
+    """y = x <= 0 ? 0 : x; y may be x."""
+    run_relu(None, x, y)
 
 
-def relu_backward(g, x, y):
-    """y = x <= 0 ? 0 : g over contiguous vectors; y may be g or x."""
-    if x.dtype.char == "f":
-        run_relu[float](g, x, y)
-    else:
-        run_relu[double](g, x, y)
+def relu_backward(ndarray g not None, ndarray x not None, ndarray y not None):
+    """y = x <= 0 ? 0 : g; y may be g or x."""
+    run_relu(g, x, y)
 
 
 cdef struct ChannelSumJob:
@@ -85,23 +75,18 @@ cdef void channel_sum_task(void *job_, ptrdiff_t c, char *scratch) noexcept nogi
         (<double *>j.y)[c] = total
 
 
-cdef void run_channel_sums(const real[:, :, :, ::1] x, real[::1] y):
+cdef void run_channel_sums(kernels_t k, size_t es, const char *x, ptrdiff_t n, ptrdiff_t c, ptrdiff_t size,
+                           char *y) noexcept:
     cdef ChannelSumJob job
-    job.k = fc_tables(fc_get_isa())[real is double]
-    job.n = x.shape[0]
-    job.c = x.shape[1]
-    job.plane = x.shape[2] * x.shape[3]
-    job.es = sizeof(real)
-    job.x = <const char *>&x[0, 0, 0, 0]
-    job.y = <char *>&y[0]
-    cdef int threads = threads_for(1.0 * x.size * job.es)
+    job.k, job.es, job.x, job.y = k, es, x, y
+    job.n, job.c, job.plane = n, c, size // max(n * c, <ptrdiff_t>1)
+    cdef int threads = threads_for(1.0 * size * es)
     with nogil:
-        run_tasks(channel_sum_task, &job, job.c, threads, NULL, 0)
+        run_tasks(channel_sum_task, &job, c, threads, NULL, 0)
 
 
-def channel_sums(x, y):
-    """y[c] = sum of x[:, c] for x of shape (n, c, h, w)."""
-    if x.dtype.char == "f":
-        run_channel_sums[float](x, y)
-    else:
-        run_channel_sums[double](x, y)
+def channel_sums(ndarray x not None, ndarray y not None, ptrdiff_t n):
+    """y[c] = sum of x[:, c] for x of shape (n, c, ...)."""
+    cdef size_t es = PyArray_ITEMSIZE(x)
+    cdef ptrdiff_t size = PyArray_SIZE(x), c = PyArray_SIZE(y)
+    run_channel_sums(fc_tables(fc_get_isa())[es == 8], es, read(x, es, size), n, c, size, written(y, es, c))

@@ -1,9 +1,11 @@
 """Fully connected layers: y = x W^T + b, dx = dy W, dW = dy^T x, on the convolution's micro-kernel.
 
 All three are C[m][n] = sum_k A(m, k) * B(k, n) with A read in place through its strides and B packed by each task, from
-rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  NumPy's BLAS would bring threads of its
-own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms when it alternates with a parallel
-region.
+rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  For few rows of A packing would be most
+of the work: where both lie along k, elements of C are dot products, which read B once and pack nothing.
+
+NumPy's BLAS would bring threads of its own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms
+when it alternates with a parallel region.
 """
 
 cdef struct ProductJob:
@@ -19,6 +21,7 @@ cdef struct ProductJob:
     ptrdiff_t ldc
     ptrdiff_t kc, cols, rows  # length of a K slice, columns and rows a task
     const char *bias  # one a column
+    const char *residual  # of the layout of C, for dot products alone
     int activation
     double slope
 
@@ -58,12 +61,44 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
                                NULL if j.bias == NULL else j.bias + p * es, NULL, j.activation, j.slope)
 
 
+cdef enum:
+    DOT_ROWS = 4  # of A, at most
+    DOTS = 9  # columns that share the loads of a row of A
+    DOT_COLS = 36  # a task
+
+
+cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: DOT_COLS columns of C."""
+    cdef ProductJob *j = <ProductJob *>job_
+    cdef ptrdiff_t[DOTS] column
+    cdef ptrdiff_t col0 = task * DOT_COLS, cols = min(<ptrdiff_t>DOT_COLS, j.n - col0), i, p
+    for p in range(DOTS):
+        column[p] = p * j.ldb
+    for i in range(j.m):
+        memset(j.c + (i * j.ldc + col0) * j.es, 0, cols * j.es)
+    for p from 0 <= p < cols by DOTS:
+        for i in range(j.m):
+            j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, j.depth, j.a + i * j.a_row * j.es, 0,
+                           j.b + (col0 + p) * j.ldb * j.es, 0, column, j.c + (i * j.ldc + col0 + p) * j.es)
+    if j.bias != NULL or j.residual != NULL or j.activation:
+        j.k.epilogue(j.c + col0 * j.es, j.ldc, <int>j.m, <int>cols, NULL if j.bias == NULL else j.bias + col0 * j.es,
+                     NULL if j.residual == NULL else j.residual + col0 * j.es, j.activation, j.slope)
+
+
+cdef void run_dots(ProductJob *j, int threads) noexcept nogil:
+    run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
+
+
 cdef int run_product(ProductJob *j) except -1:
     """Blocks of columns such that packing B is shared by as many rows as possible and there is work for 16 threads."""
     cdef ptrdiff_t nr = j.k.nr, tasks
     cdef double flops = 2.0 * j.m * j.n * j.depth
     cdef int threads = threads_for(flops)
     if j.m == 0 or j.n == 0:
+        return 0
+    if j.m <= DOT_ROWS and j.a_step == 1 and j.b_transposed:
+        with nogil:
+            run_dots(j, threads)
         return 0
     j.kc = 384
     j.cols = max(<ptrdiff_t>1, min(<ptrdiff_t>6, ceil_div(j.n, 16 * nr))) * nr
@@ -78,42 +113,38 @@ cdef int run_product(ProductJob *j) except -1:
     return 0
 
 
-cdef int matrix_product(const real[:, ::1] a, bint a_transposed, const real[:, ::1] b, bint b_transposed,
-                        const real[::1] bias, real[:, ::1] c, int activation, double slope) except -1:
+cdef int matrix_product(ndarray a, bint a_transposed, ndarray b, bint b_transposed, ndarray bias, ndarray c,
+                        ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, int activation, double slope) except -1:
     cdef ProductJob j
-    j.k, j.es = fc_tables(fc_get_isa())[real is double], sizeof(real)
-    j.m, j.n, j.depth = c.shape[0], c.shape[1], a.shape[0] if a_transposed else a.shape[1]
-    j.a, j.b, j.c = <const char *>&a[0, 0], <const char *>&b[0, 0], <char *>&c[0, 0]
-    j.a_row, j.a_step = a.shape[1], 1
+    j.es = PyArray_ITEMSIZE(c)
+    j.k = fc_tables(fc_get_isa())[j.es == 8]
+    j.m, j.n, j.depth = m, n, depth
+    j.a, j.b = read(a, j.es, m * depth), read(b, j.es, depth * n)
+    j.bias, j.residual, j.c = read(bias, j.es, n), NULL, written(c, j.es, m * n)
+    j.a_row, j.a_step = depth, 1
     if a_transposed:
-        j.a_row, j.a_step = j.a_step, j.a_row
-    j.ldb, j.b_transposed, j.ldc = b.shape[1], b_transposed, c.shape[1]
-    j.bias = NULL if bias is None else <const char *>&bias[0]
+        j.a_row, j.a_step = 1, m
+    j.b_transposed, j.ldb, j.ldc = b_transposed, depth if b_transposed else n, n
     j.activation, j.slope = activation, slope
     return run_product(&j)
 
 
-def linear_output(x, weight, bias, out, int activation=0, double slope=0):
-    """out[n][o] = activation(sum_i x[n][i] * weight[o][i] + bias[o])."""
-    if out.dtype.char == "f":
-        matrix_product[float](x, False, weight, True, bias, out, activation, slope)
-    else:
-        matrix_product[double](x, False, weight, True, bias, out, activation, slope)
+def linear_output(ndarray x not None, ndarray weight not None, ndarray bias, ndarray out not None, ptrdiff_t rows,
+                  int activation=0, double slope=0):
+    """out[n][o] = activation(sum_i x[n][i] * weight[o][i] + bias[o]); bias may be None."""
+    matrix_product(x, False, weight, True, bias, out, rows, weight.shape[0], weight.shape[1], activation, slope)
 
 
-def linear_input_gradient(grad_output, weight, grad_input):
+def linear_input_gradient(ndarray grad_output not None, ndarray weight not None, ndarray grad_input not None,
+                          ptrdiff_t rows):
     """grad_input[n][i] = sum_o grad_output[n][o] * weight[o][i]."""
-    if grad_input.dtype.char == "f":
-        matrix_product[float](grad_output, False, weight, False, None, grad_input, 0, 0)
-    else:
-        matrix_product[double](grad_output, False, weight, False, None, grad_input, 0, 0)
+    matrix_product(grad_output, False, weight, False, None, grad_input, rows, weight.shape[1], weight.shape[0], 0, 0)
 
 
-def linear_weight_gradient(grad_output, x, grad_weight, grad_bias):
+def linear_weight_gradient(ndarray grad_output not None, ndarray x not None, ndarray grad_weight not None,
+                           ndarray grad_bias, ptrdiff_t rows):
     """grad_weight[o][i] = sum_n grad_output[n][o] * x[n][i]; grad_bias[o] (or None) = sum_n grad_output[n][o]."""
-    if grad_weight.dtype.char == "f":
-        matrix_product[float](grad_output, True, x, False, None, grad_weight, 0, 0)
-    else:
-        matrix_product[double](grad_output, True, x, False, None, grad_weight, 0, 0)
+    cdef ptrdiff_t outputs = grad_weight.shape[0], inputs = grad_weight.shape[1]
+    matrix_product(grad_output, True, x, False, None, grad_weight, outputs, inputs, rows, 0, 0)
     if grad_bias is not None:
-        channel_sums(grad_output[:, :, None, None], grad_bias)
+        channel_sums(grad_output, grad_bias, rows)

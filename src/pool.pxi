@@ -32,6 +32,12 @@ cdef class PoolPlan:
         self.count_include_pad = count_include_pad
         self.divisor = divisor
 
+    cdef ptrdiff_t x_size(self) noexcept:
+        return self.planes * self.in_[0] * self.in_[1] * self.in_[2]
+
+    cdef ptrdiff_t out_size(self) noexcept:
+        return self.planes * self.rows * self.out[2]
+
     cdef double work(self):
         return 1.0 * self.planes * self.rows * self.out[2] * self.kernel[0] * self.kernel[1] * self.kernel[2]
 
@@ -125,37 +131,30 @@ cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             pool_row(j, 0, &row)
 
 
-cdef void run_pool(PoolPlan plan, bint maximum, const real[:, :, :, ::1] x, real[:, :, :, ::1] y,
-                   int64_t[:, :, :, ::1] index):
+cdef int run_pool(PoolPlan plan, bint maximum, ndarray x, ndarray y, ndarray index) except -1:
     cdef PoolJob j
-    if y.size == 0:
-        return
-    j.k, j.es, j.maximum = fc_tables(fc_get_isa())[real is double], sizeof(real), maximum
+    j.es, j.maximum = PyArray_ITEMSIZE(x), maximum
+    j.k = fc_tables(fc_get_isa())[j.es == 8]
     pool_job(plan, &j)
-    j.x, j.y = <const char *>&x[0, 0, 0, 0], <char *>&y[0, 0, 0, 0]
+    j.x, j.y = read(x, j.es, plan.x_size()), written(y, j.es, plan.out_size())
     if index is not None:
-        j.index = &index[0, 0, 0, 0]
+        j.index = indices(index, plan.out_size())
     cdef int threads = threads_for(2 * plan.work())
     cdef Arena arena = lease(threads * j.line_bytes)
     with nogil:
         run_tasks(pool_task, &j, ceil_div(j.planes * j.rows, j.task_rows), threads, <char *>arena.memory, j.line_bytes)
     release(arena)
+    return 0
 
 
-def max_pool(PoolPlan plan not None, x, y, index):
+def max_pool(PoolPlan plan not None, ndarray x not None, ndarray y not None, ndarray index):
     """y = max over windows of x; index (or None) = where, flat in the plane: the first maximum, or the last NaN."""
-    if x.dtype.char == "f":
-        run_pool[float](plan, True, x, y, index)
-    else:
-        run_pool[double](plan, True, x, y, index)
+    run_pool(plan, True, x, y, index)
 
 
-def avg_pool(PoolPlan plan not None, x, y):
+def avg_pool(PoolPlan plan not None, ndarray x not None, ndarray y not None):
     """y = mean over windows of x."""
-    if x.dtype.char == "f":
-        run_pool[float](plan, False, x, y, None)
-    else:
-        run_pool[double](plan, False, x, y, None)
+    run_pool(plan, False, x, y, None)
 
 
 cdef ptrdiff_t tabulated_rows(const PoolJob *j) noexcept nogil:
@@ -252,21 +251,19 @@ cdef void pool_backward_task(void *job_, ptrdiff_t task, char *scratch) noexcept
         plane += planes
 
 
-cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :, ::1] g,
-                                 const int64_t[:, :, :, ::1] index, real[:, :, :, ::1] gx) except -1:
+cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, ndarray g, ndarray index, ndarray gx) except -1:
     cdef PoolJob j
     cdef ptrdiff_t bad = 0, i, tasks
     cdef int threads = threads_for(2 * plan.work())
     cdef Arena arena
     cdef uint32_t *table
-    if gx.size == 0:
-        return 0
-    j.k, j.es, j.maximum = fc_tables(fc_get_isa())[real is double], sizeof(real), maximum
+    j.es, j.maximum = PyArray_ITEMSIZE(gx), maximum
+    j.k = fc_tables(fc_get_isa())[j.es == 8]
     pool_job(plan, &j)
-    j.x, j.y = <const char *>&g[0, 0, 0, 0], <char *>&gx[0, 0, 0, 0]
+    j.x, j.y = read(g, j.es, plan.out_size()), written(gx, j.es, plan.x_size())
     tasks = ceil_div(j.planes, j.task_planes)
     if maximum:
-        j.index = <int64_t *>&index[0, 0, 0, 0]
+        j.index = indices(index, plan.out_size())
         j.table_rows = tabulated_rows(&j)
         i = j.table_rows * j.out_w + 2 * j.k.lanes
         arena = lease(tasks * sizeof(ptrdiff_t) + 2 * i * sizeof(uint32_t))
@@ -287,16 +284,11 @@ cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, const real[:, :, :
     return 0
 
 
-def max_pool_backward(PoolPlan plan not None, g, index, gx):
+def max_pool_backward(PoolPlan plan not None, ndarray g not None, ndarray index not None, ndarray gx not None):
     """gx = the gradient of max pooling.  Returns how many indices lie outside their windows; if any, gx stays."""
-    if gx.dtype.char == "f":
-        return run_pool_backward[float](plan, True, g, index, gx)
-    return run_pool_backward[double](plan, True, g, index, gx)
+    return run_pool_backward(plan, True, g, index, gx)
 
 
-def avg_pool_backward(PoolPlan plan not None, g, gx):
+def avg_pool_backward(PoolPlan plan not None, ndarray g not None, ndarray gx not None):
     """gx = the gradient of average pooling."""
-    if gx.dtype.char == "f":
-        run_pool_backward[float](plan, False, g, None, gx)
-    else:
-        run_pool_backward[double](plan, False, g, None, gx)
+    run_pool_backward(plan, False, g, None, gx)

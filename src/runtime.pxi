@@ -36,9 +36,9 @@ cdef extern from *:
     #define FC_PAGE ((size_t)2 << 20)
     static void *fc_map(size_t bytes) {
         void *p = NULL;
-        if (posix_memalign(&p, FC_PAGE, bytes)) return NULL;
+        if (posix_memalign(&p, bytes < FC_PAGE ? 64 : FC_PAGE, bytes)) return NULL;
     #ifdef MADV_HUGEPAGE
-        madvise(p, bytes, MADV_HUGEPAGE);
+        if (bytes >= FC_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
     #endif
         return p;
     }
@@ -139,6 +139,50 @@ def register_tile(int isa, str type):
     return k.mr, k.nr, k.lanes
 
 
+# ---- arrays: NumPy's own macros, since a memoryview of a small array takes longer than the work on it ----
+
+import_array()
+
+
+def type_char(value):
+    """'f' or 'd' where `value` is what kernels read, a native ndarray of that type; None where it is not."""
+    if PyArray_CheckExact(value) and PyArray_ISCARRAY_RO(<ndarray>value):
+        if PyArray_TYPE(<ndarray>value) == NPY_FLOAT:
+            return "f"
+        if PyArray_TYPE(<ndarray>value) == NPY_DOUBLE:
+            return "d"
+    return None
+
+
+cdef inline bint is_real(ndarray a, size_t es, ptrdiff_t size) noexcept:
+    return PyArray_TYPE(a) == <int>(NPY_DOUBLE if es == 8 else NPY_FLOAT) and PyArray_SIZE(a) == size
+
+
+cdef inline const char *read(ndarray a, size_t es, ptrdiff_t size) except? NULL:
+    """Memory of an array that kernels read: NULL for None.  What functional.py has made sure of is asserted."""
+    if a is None:
+        return NULL
+    if not is_real(a, es, size) or not PyArray_ISCARRAY_RO(a):
+        raise AssertionError("an array is not as the kernels read it")
+    return <const char *>PyArray_DATA(a)
+
+
+cdef inline char *written(ndarray a, size_t es, ptrdiff_t size) except? NULL:
+    """Memory of an array that kernels write: NULL for None."""
+    if a is None:
+        return NULL
+    if not is_real(a, es, size) or not PyArray_ISCARRAY(a):
+        raise AssertionError("an array is not as the kernels write it")
+    return <char *>PyArray_DATA(a)
+
+
+cdef inline int64_t *indices(ndarray a, ptrdiff_t size) except? NULL:
+    """Memory of an array of int64, which kernels read or write."""
+    if not PyArray_ISSIGNED(a) or PyArray_ITEMSIZE(a) != 8 or PyArray_SIZE(a) != size or not PyArray_ISCARRAY_RO(a):
+        raise AssertionError("indices are not as the kernels take them")
+    return <int64_t *>PyArray_DATA(a)
+
+
 # ---- workspace: a pool of arenas, leased for a call; the GIL is its lock ----
 
 cdef struct Arena:
@@ -150,25 +194,40 @@ cdef enum:
 
 cdef Arena[MAX_ARENAS] idle
 cdef size_t IDLE_CAP = <size_t>256 << 20
+cdef size_t mapped = 0, most_mapped = 0  # bytes of all arenas, leased and idle
+
+
+cdef void unmap(Arena arena):
+    global mapped
+    mapped -= arena.size
+    free(arena.memory)
 
 
 cdef Arena lease(size_t size) except *:
-    """An arena of at least `size` bytes: the smallest idle one that fits, or a new one."""
-    cdef int i, best = -1
+    """An arena of at least `size` bytes: the smallest idle one that fits, or a new one in place of the largest."""
+    global mapped, most_mapped
+    cdef int i, best = -1, largest = -1
     cdef Arena arena
     for i in range(MAX_ARENAS):
         if idle[i].memory != NULL and idle[i].size >= size and (best < 0 or idle[i].size < idle[best].size):
             best = i
+        if idle[i].memory != NULL and (largest < 0 or idle[i].size > idle[largest].size):
+            largest = i
     if best >= 0:
         arena = idle[best]
         idle[best].memory = NULL
         return arena
     if size > <size_t>1 << 62:
         raise MemoryError(f"fastconv: a workspace of {size} bytes cannot be had")
+    if largest >= 0:
+        unmap(idle[largest])
+        idle[largest].memory = NULL
     arena.size = (size + FC_PAGE - 1) // FC_PAGE * FC_PAGE
     arena.memory = fc_map(arena.size)
     if arena.memory == NULL:
         raise MemoryError(f"fastconv: a workspace of {size} bytes cannot be had")
+    mapped += arena.size
+    most_mapped = max(mapped, most_mapped)
     return arena
 
 
@@ -182,7 +241,7 @@ cdef void release(Arena arena):
         else:
             kept += idle[i].size
     if slot < 0 or kept > IDLE_CAP:
-        free(arena.memory)
+        unmap(arena)
     else:
         idle[slot] = arena
 
@@ -190,13 +249,22 @@ cdef void release(Arena arena):
 def empty_cache():
     """Give the memory that idle workspaces hold back to the system."""
     for i in range(MAX_ARENAS):
-        free(idle[i].memory)
-        idle[i].memory = NULL
+        if idle[i].memory != NULL:
+            unmap(idle[i])
+            idle[i].memory = NULL
 
 
 def cached_bytes():
     """Bytes that idle workspaces hold."""
     return sum([idle[i].size for i in range(MAX_ARENAS) if idle[i].memory != NULL])
+
+
+def peak_bytes():
+    """The most bytes that workspaces, leased and idle, have had at once since the last call of this function."""
+    global most_mapped
+    peak = most_mapped
+    most_mapped = mapped
+    return peak
 
 
 cdef inline size_t aligned(size_t bytes) noexcept nogil:

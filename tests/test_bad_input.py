@@ -117,6 +117,14 @@ def read_only(array):
     return array
 
 
+def one_short(array):
+    return array.ravel()[1:].copy()
+
+
+def other_type(array):
+    return array.astype(np.float64 if array.dtype == np.float32 else np.float32)
+
+
 def misaligned(array):
     memory = np.zeros(array.nbytes + 1, np.uint8)
     copy = memory[1:].view(array.dtype).reshape(array.shape)
@@ -700,6 +708,20 @@ def test_linear_of_any_leading_shape(shape, dtype):
     grad_output = ints(*shape[:-1], 3, dtype=dtype)
     check_equal(fastconv.linear(x, weight, bias), reference.linear(x, weight, bias))
     check_equal(fastconv.linear_backward(grad_output, x, weight), reference.linear_backward(grad_output, x, weight))
+
+
+@pytest.mark.parametrize("spoil", [every_other, misaligned, byte_swapped, read_only, one_short, other_type])
+def test_kernels_assert_what_operators_check(spoil):
+    """The operators see to it that these never happen; a kernel that wrote to such memory would crash the process."""
+    x, y = ints(4, 5), filled(4, 5)
+    with pytest.raises(AssertionError, match="as the kernels"):
+        fastconv._kernels.relu(x, spoil(y))
+    if spoil is not read_only:
+        with pytest.raises(AssertionError, match="as the kernels"):
+            fastconv._kernels.relu_backward(spoil(x), x, y)
+    with pytest.raises(TypeError):
+        fastconv._kernels.relu(x, y.tolist())
+    np.testing.assert_array_equal(y, SENTINEL)
 
 
 def test_interleaved_arrays_do_not_overlap():

@@ -13,6 +13,8 @@ CASES = [
     ((1,), 9, 11, "batch 1"),
     ((1,), 1031, 67, "batch 1, in_features past several slices"),
     ((3,), 50, 130, "few rows"),
+    ((4,), 90, 40, "most rows that are dot products"),
+    ((5,), 90, 40, "one row more"),
     ((15,), 33, 17, "rows one short of a vector"),
     ((17,), 33, 17, "rows one past a vector"),
     ((49,), 20, 25, "rows one past a panel, out_features one past every tile"),

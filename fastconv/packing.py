@@ -1,0 +1,97 @@
+"""Weights that keep the forms in which kernels read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import _kernels
+
+__all__ = ["PackedWeight"]
+
+_KEPT = 8  # forms; one more starts anew
+
+
+class PackedWeight:
+    """An immutable snapshot of a convolution's weights that keeps what the kernels make of them: see `pack_weight`.
+
+    It stands for its weights wherever a convolution takes them, whatever the shape of the input, the options and the
+    instruction set: a form that it lacks it makes at the first call that needs it, and keeps for the next. NumPy sees
+    the weights themselves, read-only. Pickles hold nothing else.
+
+    Attributes
+    ----------
+    raw : ndarray
+        The weights, read-only.
+    shape, dtype, ndim
+        Theirs.
+    nbytes : int
+        Bytes of the weights and of the forms kept.
+    """
+
+    __slots__ = ("_forms", "_raw")
+
+    def __init__(self, weight: NDArray):
+        weight = np.array(weight, weight.dtype.newbyteorder("="), order="C")
+        weight.flags.writeable = False
+        self._raw = weight[...]  # a view, which nobody can make writeable
+        self._forms: dict[tuple, _kernels.Panels] = {}
+
+    @property
+    def raw(self) -> NDArray:
+        return self._raw
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._raw.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._raw.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._raw.ndim
+
+    @property
+    def nbytes(self) -> int:
+        return self._raw.nbytes + sum([form.nbytes for form in tuple(self._forms.values())])
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray:
+        if copy or dtype not in (None, self.dtype):
+            if copy is False:
+                raise ValueError(f"PackedWeight: an array of {np.dtype(dtype)} needs a copy")
+            return self._raw.astype(dtype or self.dtype)
+        return self._raw
+
+    def __repr__(self) -> str:
+        forms = ", ".join([" ".join(key[:3]) for key in tuple(self._forms)]) or "nothing yet"
+        return (
+            f"PackedWeight(shape={self.shape}, dtype={self.dtype}, {self.nbytes / 2**20:.1f} MiB, packed for: {forms})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedWeight, (self._raw,)
+
+    def __copy__(self) -> PackedWeight:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> PackedWeight:
+        return self
+
+    def form(self, plan: _kernels.ConvPlan, key: tuple | None, gradient: bool) -> _kernels.Panels | None:
+        """Return the packed weights for a pass of a plan, `key` being its `packing`: None where that is.
+
+        Threads that lack a form at the same time each make it; the last stays.
+        """
+        if key is None:
+            return None
+        form = self._forms.get(key)
+        if form is None:
+            form = _kernels.pack_weight(plan, gradient, self._raw)
+            if len(self._forms) >= _KEPT:
+                self._forms = {}
+            self._forms[key] = form
+        return form
