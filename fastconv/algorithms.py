@@ -219,7 +219,7 @@ def direct_cost(s: Sweep, tile: Tile) -> float:
     """Cycles of an unpacked sweep."""
     vectors = s.n * s.height * math.ceil(s.width / tile.lanes)
     scatter = tile.lanes * vectors * s.rows if s.sweeps > 1 else 0
-    load = max(0.65, 1.5 / s.rows)
+    load = max(0.55, 1.5 / s.rows)
     work = s.taps * s.channels * vectors * s.rows * load + scatter
     return s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
 
