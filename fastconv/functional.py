@@ -69,7 +69,7 @@ _ALL = (True, True, True)
 _NONE = (None, None, None)
 
 _ndarray = np.ndarray
-_empty = np.empty
+_empty = _kernels.empty
 _INT64 = np.dtype(np.int64)
 _current_isa = _kernels.get_isa
 _type_char = _kernels.type_char  # of a native array of float32 or float64, else None
@@ -129,9 +129,9 @@ def _check_overlap(function: str, name: str, out: Any, others: dict[str, Any]) -
 def _target(function: str, name: str, out: NDArray | None, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
     """Return the native array that the kernel fills: `out` itself if it is one; see `_delivered`."""
     if out is None:
-        return _empty(shape, dtype)
+        return _empty(shape, dtype.char)
     geometry.check_out(function, name, out, shape, dtype)
-    return out if out.flags.carray and out.dtype.isnative else _empty(shape, dtype)
+    return out if out.flags.carray and out.dtype.isnative else _empty(shape, dtype.char)
 
 
 def _delivered(out: NDArray | None, target: NDArray) -> NDArray:
@@ -632,7 +632,7 @@ def _max_pool(
     call = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, dilation, ceil_mode)
     geometry.check_flag(function, "return_indices", return_indices)
     target = _target(function, "out", out, call.out_shape, x.dtype)
-    indices = _empty(call.out_shape, _INT64) if return_indices else None
+    indices = np.empty(call.out_shape, _INT64) if return_indices else None
     if target.size:
         _kernels.max_pool(call.plan, x, target, indices)
     result = _delivered(out, target)

@@ -112,7 +112,7 @@ def isa(name: str) -> Iterator[None]:
 
 
 def empty_cache() -> None:
-    """Give the memory of idle workspaces back to the system."""
+    """Give the memory that is kept for later calls, workspaces and large results, back to the system."""
     _kernels.empty_cache()
 
 

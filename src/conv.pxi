@@ -18,8 +18,10 @@ cdef class Panels:
 
 
 cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weight) noexcept:
-    """The job of a pass by Winograd, as far as its filters go."""
-    cdef WinogradJob j = winograd_gradient(plan, weight, NULL) if gradient else winograd_output(plan, weight, NULL)
+    """The job of a pass by Winograd, as far as packed filters go; they are not there yet."""
+    cdef char nowhere
+    cdef WinogradJob j = (winograd_gradient(plan, weight, &nowhere) if gradient
+                          else winograd_output(plan, weight, &nowhere))
     plan_filters(&j)
     return j
 
@@ -50,14 +52,16 @@ cdef void conv_product(ConvPlan plan, const char *x, const char *weight, const c
 def packing(ConvPlan plan not None, bint gradient):
     """(pass, algorithm, ISA, what else distinguishes its packed weights from others of the same weights).
 
-    None where weights are read as they are, by dot products and depthwise, and for filters that Winograd transforms
-    where it uses them, which would be four times the memory traffic if they were read transformed.
+    None where weights are read as they are, by dot products and depthwise, and where Winograd uses each of many filters
+    once: transformed they would be four times the memory traffic.
     """
     cdef fc_plane plane
+    cdef WinogradJob tiles
     cdef int i
     name, isa = "input_gradient" if gradient else "output", plan.k.isa.decode()
     if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
-        return None if winograd_filters(plan, gradient, NULL).fused else (name, "winograd", isa, plan.groups)
+        tiles = winograd_filters(plan, gradient, NULL)
+        return None if tiles.used_once and tiles.u_size > MAX_PACKED else (name, "winograd", isa, plan.groups)
     if not gradient and is_product(plan):
         return None
     direct = plan.direct_gradient_rows if gradient else plan.direct_rows

@@ -28,6 +28,7 @@ GEMM.
 
 cdef enum:
     POINTS = 36
+    MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
 
@@ -53,7 +54,8 @@ cdef struct WinogradJob:
     int activation
     double slope
     bint accumulate
-    bint fused  # filters (or sums) of a task are transformed in its scratch: each is used once
+    bint used_once  # each filter, by one task, which sums a chunk of channels at a time: packed or not, the same bits
+    bint fused  # filters (or sums) of a task are transformed in its scratch
     int finite
     char *packed  # U of all groups; NULL: not yet
     char *u
@@ -118,19 +120,21 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
                            j.v + (patch * patch_tiles(j) * j.v_stride + c) * j.es, j.v_plane, j.v_stride)
 
 
-cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptrdiff_t channels, ptrdiff_t tiles,
-                         ptrdiff_t cols, bint accumulate, char *products) noexcept nogil:
-    """M[p] (+)= V[p] * U[p] for all points, a panel of U over some channels."""
+cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptrdiff_t channels, ptrdiff_t chunk,
+                         ptrdiff_t tiles, ptrdiff_t cols, bint accumulate, char *products) noexcept nogil:
+    """M[p] (+)= V[p] * U[p] for all points, a panel of U over some channels, summed a chunk of them at a time."""
     cdef kernels_t k = j.k
-    cdef ptrdiff_t p, i, zero = 0
+    cdef ptrdiff_t p, c, i, zero = 0
     cdef ptrdiff_t[16] row
     for i in range(16):
         row[i] = i * j.v_stride
     for p in range(POINTS):
-        for i from 0 <= i < tiles by k.mr:
-            k.gemm_rows(1, &zero, channels, v + (p * j.v_plane + i * j.v_stride) * j.es, row, 1,
-                        u + p * j.u_plane * j.es, products + (p * j.m_plane + i * k.nr) * j.es, k.nr,
-                        <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, accumulate)
+        for c from 0 <= c < channels by chunk:
+            for i from 0 <= i < tiles by k.mr:
+                k.gemm_rows(1, &zero, min(chunk, channels - c),
+                            v + (p * j.v_plane + i * j.v_stride + c) * j.es, row, 1,
+                            u + (p * j.u_plane + c * k.nr) * j.es, products + (p * j.m_plane + i * k.nr) * j.es, k.nr,
+                            <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, accumulate or c > 0)
 
 
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -155,9 +159,10 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                 k.winograd_filters(<int>j.w.r, j.weight + ((row0 + col) * j.row_stride + c * j.channel_stride) * es,
                                    j.row_stride, j.channel_stride, <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
                                    min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
-            multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), tiles, cols, c > 0, products)
+            multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), j.chunk, tiles, cols, c > 0, products)
     else:
-        multiply_tiles(j, v, j.u + row0 * j.channels * es, j.channels, tiles, cols, False, products)
+        multiply_tiles(j, v, j.u + row0 * j.channels * es, j.channels, j.chunk if j.used_once else j.channels, tiles,
+                       cols, False, products)
     image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
     for patch in range(patch0, patch1):
         patch_position(j, j.patch0 + patch, &image, &n, &d)
@@ -192,7 +197,8 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
 cdef void plan_filters(WinogradJob *j) noexcept nogil:
     """Whether filters are transformed by the task that uses them, and where they lie."""
     plan_patches(j)
-    j.fused = j.patches <= min(j.w.task_patches, j.w.block_patches)
+    j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches)
+    j.fused = j.used_once and j.packed == NULL
     j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused else ceil_div(j.rows, j.k.nr) * j.channels) * j.k.nr,
                           j.es)
     j.u_size = aligned(POINTS * j.u_plane * j.es)

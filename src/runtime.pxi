@@ -246,8 +246,75 @@ cdef void release(Arena arena):
         idle[slot] = arena
 
 
+# ---- results: from 32 MiB on the C library maps an array afresh and every page of it faults, which takes longer than
+# ---- most layers; so the memory of large results that nobody holds any more serves the next of the same size ----
+
+cdef enum:
+    MAX_SPARE = 8
+    LARGE = 32 << 20
+
+cdef Arena[MAX_SPARE] spare
+cdef size_t SPARE_CAP = <size_t>256 << 20
+
+
+cdef class Block:
+    """The memory of one large array."""
+
+    cdef Arena arena
+
+    def __dealloc__(self):
+        cdef size_t kept = self.arena.size
+        cdef int i, slot = -1
+        for i in range(MAX_SPARE):
+            if spare[i].memory == NULL:
+                slot = i
+            else:
+                kept += spare[i].size
+        if slot < 0 or kept > SPARE_CAP:
+            free(self.arena.memory)
+        else:
+            spare[slot] = self.arena
+
+
+cdef Block large_block(size_t bytes):
+    cdef Block block = Block()
+    cdef size_t size = (bytes + FC_PAGE - 1) // FC_PAGE * FC_PAGE
+    cdef int i
+    for i in range(MAX_SPARE):
+        if spare[i].memory != NULL and spare[i].size == size:
+            block.arena = spare[i]
+            spare[i].memory = NULL
+            return block
+    block.arena.memory = fc_map(size)
+    if block.arena.memory == NULL:
+        raise MemoryError(f"fastconv: a result of {bytes} bytes cannot be had")
+    block.arena.size = size
+    return block
+
+
+def empty(tuple shape, str type):
+    """A new array of type 'f' or 'd'; shapes come checked."""
+    cdef npy_intp[64] size
+    cdef int i, n = <int>len(shape), number = NPY_DOUBLE if type == "d" else NPY_FLOAT
+    cdef double bytes = 8 if type == "d" else 4
+    cdef Block block
+    cdef ndarray array
+    for i in range(n):
+        size[i] = shape[i]
+        bytes *= size[i]
+    if bytes < LARGE or bytes > 1e18:
+        return PyArray_EMPTY(n, size, number, 0)
+    block = large_block(<size_t>bytes)
+    array = PyArray_SimpleNewFromData(n, size, number, block.arena.memory)
+    set_array_base(array, block)
+    return array
+
+
 def empty_cache():
-    """Give the memory that idle workspaces hold back to the system."""
+    """Give the memory that idle workspaces and results hold back to the system."""
+    for i in range(MAX_SPARE):
+        free(spare[i].memory)
+        spare[i].memory = NULL
     for i in range(MAX_ARENAS):
         if idle[i].memory != NULL:
             unmap(idle[i])
@@ -255,8 +322,9 @@ def empty_cache():
 
 
 def cached_bytes():
-    """Bytes that idle workspaces hold."""
-    return sum([idle[i].size for i in range(MAX_ARENAS) if idle[i].memory != NULL])
+    """Bytes that idle workspaces and results hold."""
+    return (sum([idle[i].size for i in range(MAX_ARENAS) if idle[i].memory != NULL])
+            + sum([spare[i].size for i in range(MAX_SPARE) if spare[i].memory != NULL]))
 
 
 def peak_bytes():

@@ -169,3 +169,27 @@ def test_the_system_agrees():
     limit, used = json.loads(run.stdout)
     assert len(used) >= 4
     assert max(used.values()) <= limit, {name: value / MIB for name, value in used.items()}
+
+
+def test_memory_of_large_results_is_used_again():
+    x = np.ones((1, 1, 2900, 3000), np.float32)  # 33 MiB
+    fastconv.empty_cache()
+    y = fastconv.relu(x)
+    kept = y[0, 0, 5]  # a view keeps all of it
+    first = y.ctypes.data
+    del y
+    z = fastconv.relu(-x)
+    assert z.ctypes.data != first and np.all(kept == 1) and not z.any()
+    del kept
+    assert fastconv.relu(x).ctypes.data == first
+    assert _kernels.cached_bytes() >= 2900 * 3000 * 4
+    fastconv.empty_cache()
+    assert _kernels.cached_bytes() == 0
+
+
+def test_large_results_are_kept_up_to_a_cap():
+    fastconv.empty_cache()
+    results = [fastconv.relu(np.zeros((1, 1, 2900 + i, 3000), np.float32)) for i in range(12)]
+    del results
+    assert _kernels.cached_bytes() <= 300 * MIB
+    fastconv.empty_cache()

@@ -18,7 +18,7 @@ typedef struct {
 
 #define find_chunks FC_LOCAL(find_chunks)
 static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const int32_t *tap, chunk_t *chunk) {
-    const ptrdiff_t step = s->step[2];
+    const ptrdiff_t step = s->step[2], plane = s->in[0] * s->in[1] * s->in[2];
     const int vectors = step == 1 || step == 2 || step == 4 ? (int)step : 0;
     int nchunks = 0, cols = 0;
     for (int r = 0; r < nruns; r++) {
@@ -26,16 +26,20 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
         const ptrdiff_t w = run[r].w * step + tap[2];
         const int inside = d >= 0 && d < s->in[0] && h >= 0 && h < s->in[1];
         const ptrdiff_t lo = inside ? ceil_div(-w, step) : 0, hi = inside ? ceil_div(s->in[2] - w, step) : 0;
+        const ptrdiff_t at = (d * s->in[1] + h) * s->in[2] + w; /* in the plane */
         for (int i = 0; i < run[r].len; i += FC_LANES) {
             chunk_t *c = chunk + nchunks++;
             const ptrdiff_t left = run[r].len - i < FC_LANES ? run[r].len - i : FC_LANES;
             c->dst = run[r].col + i;
             c->lo = (int32_t)(lo <= i ? 0 : lo - i < left ? lo - i : left);
             c->hi = (int32_t)(hi <= i ? 0 : hi - i < left ? hi - i : left);
-            c->src = inside ? run[r].n * s->in_image + (d * s->in[1] + h) * s->in[2] + w + i * step : 0;
+            c->src = inside ? run[r].n * s->in_image + at + i * step : 0;
+            const int whole = c->lo == 0 && c->hi == left && at + (i + FC_LANES) * step <= plane;
             for (int v = 0; v < vectors; v++)
-                c->bits[v] =
-                    c->hi > c->lo ? bits_range(c->lo * step - v * FC_LANES, (c->hi - 1) * step + 1 - v * FC_LANES) : 0;
+                c->bits[v] = whole          ? FC_ALL
+                             : c->hi > c->lo ? bits_range(c->lo * step - v * FC_LANES,
+                                                          (c->hi - 1) * step + 1 - v * FC_LANES)
+                                             : 0;
         }
         cols = run[r].col + run[r].len;
     }
@@ -44,8 +48,9 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
     return nchunks;
 }
 
-/* Whole vectors are stored in ascending order: what one spills behind its chunk, the next chunk or row overwrites; the
- * last row of the panel spills into the slack that every B block ends with. */
+/* Whole vectors are loaded where no padding is in the chunk and the plane goes on, and stored in ascending order: what
+ * one spills behind its chunk, the next chunk or row overwrites; the last row of the panel spills into the slack that
+ * every B block ends with. */
 #define pack_channels FC_LOCAL(pack_channels)
 FC_INLINE REAL *pack_channels(const int step, const chunk_t *chunk, int nchunks, const REAL *x, ptrdiff_t plane,
                               ptrdiff_t channels, REAL *b) {
