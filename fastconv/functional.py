@@ -120,7 +120,7 @@ def _check_overlap(function: str, name: str, out: Any, others: dict[str, Any]) -
     if not isinstance(out, _ndarray):
         geometry.array_error(function, name, out, "it must be a numpy.ndarray")
     for other, value in others.items():
-        if value is None or isinstance(value, (list, tuple)):
+        if value is None or _kernels.apart(out, value) or isinstance(value, (list, tuple)):
             continue
         if np.may_share_memory(out, _array(function, other, value), _OVERLAP_EFFORT):
             geometry.overlap_error(function, name, other)
@@ -843,7 +843,8 @@ def _same_elements(a: NDArray, b: Any) -> bool:
 
 def _check_elementwise_overlap(function: str, out: Any, others: dict[str, Any]) -> None:
     """Check as `_check_overlap`, but let `out` be one of the other arguments."""
-    _check_overlap(function, "out", out, {k: v for k, v in others.items() if not _same_elements(out, v)})
+    if not all([_kernels.apart(out, v) for v in others.values()]):
+        _check_overlap(function, "out", out, {k: v for k, v in others.items() if not _same_elements(out, v)})
 
 
 def relu(x: ArrayLike, inplace: bool = False, *, out: NDArray | None = None) -> NDArray:

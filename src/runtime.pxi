@@ -154,6 +154,16 @@ def type_char(value):
     return None
 
 
+def apart(a, b):
+    """Whether two arrays share no memory, as far as their ends tell: contiguous ones, one behind the other."""
+    if not (PyArray_CheckExact(a) and PyArray_CheckExact(b) and PyArray_IS_C_CONTIGUOUS(<ndarray>a)
+            and PyArray_IS_C_CONTIGUOUS(<ndarray>b)):
+        return False
+    cdef const char *p = <const char *>PyArray_DATA(<ndarray>a)
+    cdef const char *q = <const char *>PyArray_DATA(<ndarray>b)
+    return p + PyArray_NBYTES(<ndarray>a) <= q or q + PyArray_NBYTES(<ndarray>b) <= p
+
+
 cdef inline bint is_real(ndarray a, size_t es, ptrdiff_t size) noexcept:
     return PyArray_TYPE(a) == <int>(NPY_DOUBLE if es == 8 else NPY_FLOAT) and PyArray_SIZE(a) == size
 
