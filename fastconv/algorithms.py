@@ -134,7 +134,7 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int]:
     all_panels = max(1, math.ceil(s.pixels / tile.nr))
     groups = s.groups * s.sweeps
     panels = _split(all_panels, min(32, max(1, L2_BLOCK // (max(kc, 1) * tile.nr * tile.item))), 1)
-    panels = min(panels, max(2, math.ceil(all_panels * groups / TASKS)))
+    panels = min(panels, max(2, all_panels * groups // TASKS))
     tasks = groups * math.ceil(all_panels / panels)
     row_blocks = min(math.ceil(TASKS / tasks), max(1, s.rows // (4 * tile.mr)))
     return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr)

@@ -436,6 +436,8 @@ cdef struct WeightGradientJob:
     ptrdiff_t[3] in_, out, kernel, stride, dilation, pad
     ptrdiff_t ic_block, oc_block, shares
     ptrdiff_t length, chunks, units, block_units  # a unit, units a row, units in all, units a block at most
+    bint in_place  # one tap and no padding: X is read where it lies
+    ptrdiff_t row_step  # rows of X' between neighbouring units: none that no tap reads
     ptrdiff_t pitch, plane  # of X'
     ptrdiff_t ldc  # row of dW'[share][group][ic, tap][oc]
     const char *x
@@ -460,7 +462,7 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
     cdef ptrdiff_t *row = <ptrdiff_t *>(scratch + j.b_size + j.x_size)
     cdef ptrdiff_t *run = row + ics * j.taps
     cdef ptrdiff_t pixels = units * length, xrow = 0, px = 0, u = 0, v, n, d, h, w, c, i
-    cdef ptrdiff_t kd, kh, kw, id_, ih, rows, cols, panel
+    cdef ptrdiff_t kd, kh, kw, id_, ih, span, rows, cols, panel
     cdef const char *src
     cdef char *dst
 
@@ -481,21 +483,27 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
                 for i in range(v):
                     k.pack_transposed(src + i * j.out[2] * es, oplane, <int>cols, length, dst + i * length * nr * es,
                                       NULL if sums == NULL else sums + panel * es)
-        rows = (v - 1) * j.stride[1] + (j.kernel[1] - 1) * j.dilation[1] + 1
-        for kd in range(j.kernel[0]):
+        for i in range(v if j.in_place else 0):
+            run[u + i] = (n * j.groups * j.ic * iplane + (d * j.stride[0] * j.in_[1] + (h + i) * j.stride[1]) * j.in_[2]
+                          + w * j.stride[2])
+        span = (j.kernel[1] - 1) * j.dilation[1] + 1
+        rows = (v - 1) * j.row_step + span
+        for kd in range(0 if j.in_place else j.kernel[0]):
             id_ = d * j.stride[0] - j.pad[0] + kd * j.dilation[0]
             for c in range(ics):
                 src = j.x + (((n * j.groups + g) * j.ic + ic0 + c) * iplane + id_ * j.in_[1] * j.in_[2]) * es
                 dst = xp + ((kd * ics + c) * j.plane + xrow * j.pitch) * es
                 for i in range(rows):
                     ih = h * j.stride[1] - j.pad[1] + i
+                    if j.row_step < j.stride[1]:
+                        ih += i // span * (j.stride[1] - span)
                     if 0 <= id_ < j.in_[0] and 0 <= ih < j.in_[1]:
                         k.copy_padded(src + ih * j.in_[2] * es, j.in_[2], j.pad[2] - w * j.stride[2], j.pitch,
                                       dst + i * j.pitch * es)
                     else:
                         memset(dst + i * j.pitch * es, 0, j.pitch * es)
-        for i in range(v):
-            run[u + i] = (xrow + i * j.stride[1]) * j.pitch
+        for i in range(0 if j.in_place else v):
+            run[u + i] = (xrow + i * j.row_step) * j.pitch
         xrow += rows
         px += v * length
         u += v
@@ -507,9 +515,12 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
                 for kw in range(j.kernel[2]):
                     row[i] = (kd * ics + c) * j.plane + kh * j.dilation[1] * j.pitch + kw * j.dilation[2]
                     i += 1
+    if j.in_place:
+        for c in range(ics):
+            row[c] = (g * j.ic + ic0 + c) * iplane
     for i from 0 <= i < ics * j.taps by k.mr:
         for panel from 0 <= panel < ocs by nr:
-            k.gemm_rows(units, run, length, xp, row + i, j.stride[2], b + panel * pixels * es,
+            k.gemm_rows(units, run, length, j.x if j.in_place else xp, row + i, j.stride[2], b + panel * pixels * es,
                         partial + ((ic0 * j.taps + i) * j.ldc + oc0 + panel) * es, j.ldc,
                         <int>min(<ptrdiff_t>k.mr, ics * j.taps - i), <int>min(nr, ocs - panel), accumulate)
 
@@ -586,13 +597,17 @@ cdef int conv_gemm_weight_gradient(ConvPlan plan, const char *grad_output, const
     j.block_units = max(<ptrdiff_t>1, plan.wg_pixels // j.length)
     j.shares = min(plan.wg_shares, j.units)
     j.pitch = (j.length - 1) * j.stride[2] + (j.kernel[2] - 1) * j.dilation[2] + 1
-    # a section of v units has (v - 1) * stride + span rows; a block has at most 2 + units / rows sections
+    # a section of v units has (v - 1) * row_step + span rows; a block has at most 2 + units / rows sections
     rows = (j.kernel[1] - 1) * j.dilation[1] + 1
-    rows = j.block_units * j.stride[1] + (2 + j.block_units // j.out[1]) * max(rows - j.stride[1], <ptrdiff_t>0)
+    j.row_step = min(j.stride[1], rows)
+    rows = j.block_units * j.row_step + (2 + j.block_units // j.out[1]) * (rows - j.row_step)
+    j.in_place = j.taps == 1
+    for i in range(3):
+        j.in_place = j.in_place and j.pad[i] == 0 and (j.out[i] - 1) * j.stride[i] < j.in_[i]
     j.plane = (rows * j.pitch + 15) // 16 * 16 + 16  # no power of two
     j.ldc = ceil_div(j.oc, j.k.lanes) * j.k.lanes
     j.b_size = aligned(ceil_div(min(j.oc_block, j.oc), j.k.nr) * j.k.nr * j.block_units * j.length * j.es)
-    j.x_size = aligned((min(j.ic_block, j.ic) * j.kernel[0] * j.plane + 64) * j.es)
+    j.x_size = 0 if j.in_place else aligned((min(j.ic_block, j.ic) * j.kernel[0] * j.plane + 64) * j.es)
     j.offsets_size = aligned((min(j.ic_block, j.ic) * j.taps + j.block_units) * sizeof(ptrdiff_t))
     tasks = ceil_div(j.ic, j.ic_block) * ceil_div(j.oc, j.oc_block) * j.groups * j.shares
 

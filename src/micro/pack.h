@@ -36,10 +36,10 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
             c->src = inside ? run[r].n * s->in_image + at + i * step : 0;
             const int whole = c->lo == 0 && c->hi == left && at + (i + FC_LANES) * step <= plane;
             for (int v = 0; v < vectors; v++)
-                c->bits[v] = whole          ? FC_ALL
-                             : c->hi > c->lo ? bits_range(c->lo * step - v * FC_LANES,
-                                                          (c->hi - 1) * step + 1 - v * FC_LANES)
-                                             : 0;
+                c->bits[v] = whole ? FC_ALL
+                             : c->hi > c->lo
+                                 ? bits_range(c->lo * step - v * FC_LANES, (c->hi - 1) * step + 1 - v * FC_LANES)
+                                 : 0;
         }
         cols = run[r].col + run[r].len;
     }
@@ -54,9 +54,13 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
 #define pack_channels FC_LOCAL(pack_channels)
 FC_INLINE REAL *pack_channels(const int step, const chunk_t *chunk, int nchunks, const REAL *x, ptrdiff_t plane,
                               ptrdiff_t channels, REAL *b) {
+    enum { AHEAD = 8 }; /* channels: a few lines of a plane are no stream that the prefetchers see */
     for (ptrdiff_t c = 0; c < channels; c++, x += plane, b += FC_NR)
-        for (int i = 0; i < nchunks; i++)
+        for (int i = 0; i < nchunks; i++) {
+            FC_UNROLL
+            for (int v = 0; v < step; v++) __builtin_prefetch(x + AHEAD * plane + chunk[i].src + v * FC_LANES);
             vec_store(b + chunk[i].dst, vec_load_strided(x + chunk[i].src, step, chunk[i].bits));
+        }
     return b;
 }
 
