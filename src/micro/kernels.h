@@ -32,7 +32,6 @@ static const fc_kernels FC_LOCAL(table) = {
     .store_runs = FC_KERNEL(store_runs),
     .pack_transposed = FC_KERNEL(pack_transposed),
     .pack_rows = FC_KERNEL(pack_rows),
-    .copy_padded = FC_KERNEL(copy_padded),
     .transpose = FC_KERNEL(transpose),
     .epilogue = FC_KERNEL(epilogue),
     .add = FC_KERNEL(add),

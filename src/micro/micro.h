@@ -134,8 +134,6 @@ typedef struct {
     void (*pack_transposed)(const void *src, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst, void *sums);
     /* src[len][cols] -> dst[len][nr], zeros behind the last column */
     void (*pack_rows)(const void *src, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst);
-    /* dst[i] = src[i - before], zero outside [0, size) */
-    void (*copy_padded)(const void *src, ptrdiff_t size, ptrdiff_t before, ptrdiff_t count, void *dst);
     /* src[rows][cols] -> dst[cols][rows] */
     void (*transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_t rows, ptrdiff_t cols, void *dst,
                       ptrdiff_t dst_stride);

@@ -150,12 +150,15 @@ FC_INLINE vec transpose_block(const REAL *src, ptrdiff_t src_stride, int rows, i
 
 static void FC_KERNEL(pack_transposed)(const void *src_, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst,
                                        void *sums) {
+    enum { AHEAD = 128 };
     for (int i = 0; i < rows; i += FC_LANES) {
         const REAL *src = (const REAL *)src_ + i * row_stride;
         const int lanes = rows - i < FC_LANES ? rows - i : FC_LANES;
         vec total = {0};
         for (ptrdiff_t j = 0; j < len; j += FC_LANES) {
             const int cols = len - j < FC_LANES ? (int)(len - j) : FC_LANES;
+            FC_UNROLL
+            for (int l = 0; l < FC_LANES; l++) __builtin_prefetch(src + l * row_stride + j + AHEAD);
             total += transpose_block(src + j, row_stride, lanes, cols, (REAL *)dst + j * FC_NR + i, FC_NR, FC_ALL);
         }
         if (sums) {
@@ -181,12 +184,4 @@ static void FC_KERNEL(pack_rows)(const void *src_, ptrdiff_t row_stride, int col
     REAL *dst = dst_;
     for (ptrdiff_t k = 0; k < len; k++, src += row_stride, dst += FC_NR)
         for (int j = 0; j < cols; j += FC_LANES) vec_store(dst + j, vec_load_bits(src + j, bits_range(0, cols - j)));
-}
-
-static void FC_KERNEL(copy_padded)(const void *src_, ptrdiff_t size, ptrdiff_t before, ptrdiff_t count, void *dst_) {
-    const REAL *src = (const REAL *)src_ - before;
-    REAL *dst = dst_;
-    for (ptrdiff_t i = 0; i < count; i += FC_LANES)
-        vec_store_bits(dst + i, vec_load_bits(src + i, bits_range(before - i, before + size - i)),
-                       bits_range(0, count - i));
 }
