@@ -41,6 +41,12 @@ __all__ = [
     "conv2d_backward",
     "conv3d",
     "conv3d_backward",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "conv_transpose3d",
+    "conv_transpose3d_backward",
     "explain",
     "linear",
     "linear_backward",
@@ -255,10 +261,10 @@ def explain(
 class _ConvCall(NamedTuple):
     """What a convolution of given shapes, type and options does, and its arrays' shapes."""
 
-    plan: Any
     out_shape: tuple[int, ...]
     bias_shape: tuple[int]
     n: int
+    plan: Any
     output_packing: tuple | None  # see PackedWeight
     gradient_packing: tuple | None
 
@@ -267,10 +273,13 @@ class _ConvCall(NamedTuple):
 def _conv_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
     unbatched = len(x_shape) == ndim + 1
     g = geometry.conv_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, weight_shape, *options)
+    return _ConvCall(g.out_shape[unbatched:], (g.oc,), g.n, *_planned(function, g, dtype_char, algorithm, isa))
+
+
+def _planned(function, g, dtype_char, algorithm, isa) -> tuple[Any, tuple | None, tuple | None]:
     geometry.check_algorithm_serves(function, algorithm, g)
     plan = algorithms.conv_plan(g, dtype_char, algorithm, _kernels.ISAS[isa])
-    packings = _kernels.packing(plan, False), _kernels.packing(plan, True)
-    return _ConvCall(plan, g.out_shape[unbatched:], (g.oc,), g.n, *packings)
+    return plan, _kernels.packing(plan, False), _kernels.packing(plan, True)
 
 
 def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
@@ -535,6 +544,206 @@ def _conv_backward(
 
 conv1d, conv2d, conv3d = (_of_rank(ndim, _conv) for ndim in (1, 2, 3))
 conv1d_backward, conv2d_backward, conv3d_backward = (_of_rank(ndim, _conv_backward) for ndim in (1, 2, 3))
+
+
+@lru_cache(_CACHED_CALLS)
+def _conv_transpose_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
+    """Plan the convolution from the output back to the input: this operator is its input gradient."""
+    unbatched = len(x_shape) == ndim + 1
+    batch_shape = (1, *x_shape) if unbatched else x_shape
+    g = geometry.conv_transpose_geometry(function, ndim, batch_shape, weight_shape, *options)
+    return _ConvCall(g.x_shape[unbatched:], (g.ic,), g.n, *_planned(function, g, dtype_char, algorithm, isa))
+
+
+def _find_conv_transpose_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
+    if algorithm != "auto":
+        geometry.check_algorithm(function, algorithm)
+    names = "stride", "padding", "output_padding", "groups", "dilation"
+    options = _plain_options(function, names, options)
+    isa = _current_isa()
+    return _conv_transpose_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, isa)
+
+
+def _conv_transpose(
+    x: ArrayLike,
+    weight: ArrayLike | PackedWeight,
+    bias: ArrayLike | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
+    out: NDArray | None = None,
+    algorithm: str = "auto",
+    _of: Rank,
+) -> NDArray:
+    """Add up filters, each placed by its stride and multiplied by an element of the input: a convolution's adjoint.
+
+    ::
+
+        y[n, o0 + o, i] = activation(bias[o0 + o] + residual[n, o0 + o, i]
+                                     + sum over c, k, p of weight[c, o, k] * x[n, c, p])
+        i = stride * p + dilation * k - before,  o0 = c // (ic / groups) * (oc / groups)
+
+    It is the input gradient of the convolution from ``y`` to `x` with the same weights and options.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, ic, *in_size) or (ic, *in_size)
+        Images, or signals, or volumes.
+    weight : array_like or PackedWeight, (ic, oc // groups, *kernel)
+        Filters, of the type of `x`. :func:`pack_weight` takes the shape of the output as its `input_shape`.
+    bias : array_like, (oc,), optional
+        Added to each output channel.
+    stride, dilation : int or one int per dimension
+        Steps between the filters, and between the elements of one.
+    padding : int, one int or one (before, after) pair per dimension
+        Elements that the output lacks at its ends.
+    output_padding : int or one int per dimension
+        Elements that it has more at its end, fewer than `stride` or `dilation`.
+    groups, activation, residual, out, algorithm
+        As in a convolution.
+
+    Returns
+    -------
+    ndarray, (n, oc, *out_size) or (oc, *out_size)
+        ``out_size = (in_size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a convolution; ValueError too if the output would be empty.
+
+    Notes
+    -----
+    No image with zeros between its pixels is ever made: each residue of the stride is a convolution of its own, with
+    the taps that hit it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose2d
+    >>> x = np.array([[[[1, 2], [3, 4]]]], np.float32)
+    >>> conv_transpose2d(x, np.ones((1, 1, 2, 2), np.float32), stride=2)
+    array([[[[1., 1., 2., 2.],
+             [1., 1., 2., 2.],
+             [3., 3., 4., 4.],
+             [3., 3., 4., 4.]]]], dtype=float32)
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
+    x = _input(function, "x", x)
+    dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
+    weight = _operand(function, "weight", weight, dtype)
+    options = stride, padding, output_padding, groups, dilation
+    call = _find_conv_transpose_call(function, ndim, x.shape, weight, options, algorithm)
+    code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
+    if bias is not None:
+        bias = _operand(function, "bias", bias, dtype)
+        geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "(oc,)")
+    if residual is not None:
+        residual = _operand(function, "residual", residual, dtype)
+        geometry.check_shape(function, "residual", residual.shape, call.out_shape, "the result's shape")
+    target = _target(function, "out", out, call.out_shape, dtype)
+    if target.size:
+        panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
+        _kernels.conv_input_gradient(call.plan, x, weight, target, panels)
+        if bias is not None or residual is not None or code:
+            _kernels.epilogue(target, bias, residual, call.n, *call.bias_shape, code, slope)
+    return _delivered(out, target)
+
+
+def _conv_transpose_backward(
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike | PackedWeight,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    output_mask: Mask = _ALL,
+    out: Gradients | None = None,
+    algorithm: str = "auto",
+    _of: Rank,
+) -> Gradients:
+    """Return the gradients of a transposed convolution in its input, weights and bias.
+
+    That in the input is the convolution itself of which the operator is the input gradient; that in the weights is this
+    convolution's, with `x` and `grad_output` exchanged.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, oc, *out_size) or (oc, *out_size)
+        Gradient of the output, before any activation.
+    x : array_like, (n, ic, *in_size) or (ic, *in_size)
+        Input of the forward pass.
+    weight : array_like or PackedWeight, (ic, oc // groups, *kernel)
+        Filters of the forward pass.
+    stride, padding, output_padding, groups, dilation, algorithm
+        Options of the forward pass.
+    output_mask, out
+        As in the gradient of a convolution.
+
+    Returns
+    -------
+    grad_input : ndarray or None, the shape of `x`
+    grad_weight : ndarray or None, the shape of `weight`
+    grad_bias : ndarray or None, (oc,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose2d, conv_transpose2d_backward
+    >>> x, weight = np.ones((2, 3, 8, 8), np.float32), np.ones((3, 4, 2, 2), np.float32)
+    >>> grad_output = np.ones_like(conv_transpose2d(x, weight, stride=2))
+    >>> [g.shape for g in conv_transpose2d_backward(grad_output, x, weight, stride=2)]
+    [(2, 3, 8, 8), (3, 4, 2, 2), (4,)]
+    """
+    function, ndim = _of
+    outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
+    x = _input(function, "x", x)
+    dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
+    weight = _operand(function, "weight", weight, dtype)
+    grad_output = _operand(function, "grad_output", grad_output, dtype)
+    options = stride, padding, output_padding, groups, dilation
+    call = _find_conv_transpose_call(function, ndim, x.shape, weight, options, algorithm)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
+    targets = _targets(function, outs, output_mask, (x.shape, weight.shape, call.bias_shape), dtype)
+    grad_input, grad_weight, grad_bias = targets
+
+    if grad_input is not None and grad_input.size:
+        panels = None if packed is None else packed.form(call.plan, call.output_packing, False)
+        _kernels.conv_output(call.plan, grad_output, weight, None, None, grad_input, panels=panels)
+    if grad_weight is not None and x.size:
+        _kernels.conv_weight_gradient(call.plan, x, grad_output, grad_weight, None)
+    elif grad_weight is not None:  # no image
+        grad_weight.fill(0)
+    if grad_bias is not None:
+        _kernels.channel_sums(grad_output, grad_bias, call.n)
+    return tuple(map(_delivered, outs, targets))
+
+
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (_of_rank(ndim, _conv_transpose) for ndim in (1, 2, 3))
+conv_transpose1d_backward, conv_transpose2d_backward, conv_transpose3d_backward = (
+    _of_rank(ndim, _conv_transpose_backward) for ndim in (1, 2, 3)
+)
 
 
 # --- Pooling ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NoReturn
 
-__all__ = ["ConvGeometry", "PoolGeometry", "conv_geometry", "plain", "pool_geometry"]
+__all__ = ["ConvGeometry", "PoolGeometry", "conv_geometry", "conv_transpose_geometry", "plain", "pool_geometry"]
 
 Size = tuple[int, int, int]
 Pad = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -194,6 +194,79 @@ def conv_geometry(
     _check_bytes(function, "the padded input", n, ic, size, pad)
     _check_bytes(function, "the output", n, oc, out)
     return ConvGeometry(ndim, n, ic, oc, groups, *_three_dimensional(size, kernel, stride, dilation, pad, out))
+
+
+def conv_transpose_geometry(
+    function: str,
+    ndim: int,
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
+) -> ConvGeometry:
+    """Check a transposed convolution and return the convolution of which it is the input gradient.
+
+    That one leads from ``(n, oc, *out_size)`` back to ``(n, ic, *in_size)``: its input is this one's output.
+
+    Parameters
+    ----------
+    function, ndim, x_shape, stride, dilation, groups
+        As in :func:`conv_geometry`.
+    weight_shape : tuple of int
+        ``(ic, oc // groups, *kernel)``.
+    padding : int, tuple of `ndim` ints or of `ndim` (before, after) pairs
+        What the output lacks at its ends.
+    output_padding : int or tuple of `ndim` ints
+        Smaller than the stride or the dilation.
+
+    Returns
+    -------
+    ConvGeometry
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv_geometry`; ValueError too if the output would be empty.
+    """
+    if len(x_shape) != ndim + 2:
+        axes = _AXES[ndim]
+        _value_error(function, f"x must have shape (n, ic, {axes}), or (ic, {axes}) unbatched", x_shape)
+    if len(weight_shape) != ndim + 2:
+        rule = f"weight must have shape (ic, oc // groups, {_AXES[ndim].replace('i', 'k')})"
+        _value_error(function, rule, weight_shape)
+    n, ic, *size = x_shape
+    _, ocg, *kernel = weight_shape
+    groups = _integer(function, "groups", groups, 1)
+    if min(weight_shape) < 1:
+        _value_error(function, "weight must have no dimension of size 0", weight_shape)
+    if min(size) < 1:
+        _value_error(function, "x.shape must have no spatial dimension of size 0", x_shape)
+    if weight_shape[0] != ic:
+        _value_error(function, f"weight.shape[0] must equal x.shape[1] = {ic}", weight_shape[0])
+    if ic % groups:
+        _value_error(function, f"groups must divide x.shape[1] = {ic}", groups)
+
+    stride = _per_dimension(function, "stride", stride, ndim)
+    dilation = _per_dimension(function, "dilation", dilation, ndim)
+    extra = _per_dimension(function, "output_padding", output_padding, ndim, 0)
+    if type(padding) is str:
+        _value_error(function, "padding must be numbers", repr(padding))
+    pad = _pads(function, padding, size, kernel, stride, dilation)
+    out = []
+    for i, k, s, d, e, (before, after) in zip(size, kernel, stride, dilation, extra, pad, strict=True):
+        if e >= max(s, d):
+            _value_error(function, f"output_padding must be less than stride or dilation = {max(s, d)}", e)
+        length = (i - 1) * s + (k - 1) * d + 1 + e
+        if before + after >= length:
+            _value_error(function, f"padding must be less in all than the whole output = {length}", before + after)
+        out.append(length - before - after)
+    _check_bytes(function, "the padded output", n, groups * ocg, out, pad)
+    _check_bytes(function, "the input", n, ic, size)
+    sizes = _three_dimensional(out, kernel, stride, dilation, pad, size)
+    return ConvGeometry(ndim, n, groups * ocg, ic, groups, *sizes)
 
 
 def pool_geometry(
@@ -472,16 +545,16 @@ def _integer(function: str, name: str, value: Any, minimum: int) -> int:
     return number
 
 
-def _per_dimension(function: str, name: str, value: Any, ndim: int) -> tuple[int, ...]:
-    """Return one int >= 1 per dimension; an int or a tuple of one stands for all."""
+def _per_dimension(function: str, name: str, value: Any, ndim: int, minimum: int = 1) -> tuple[int, ...]:
+    """Return one int >= `minimum` per dimension; an int or a tuple of one stands for all."""
     numbers = plain(function, name, value)
     if type(numbers) is not tuple:
-        return (_integer(function, name, numbers, 1),) * ndim
+        return (_integer(function, name, numbers, minimum),) * ndim
     if len(numbers) == 1:
         numbers *= ndim
     if len(numbers) != ndim:
         _value_error(function, f"{name} must be an integer or have {ndim} elements", value)
-    return tuple([_integer(function, name, number, 1) for number in numbers])
+    return tuple([_integer(function, name, number, minimum) for number in numbers])
 
 
 def _pads(function: str, padding: Any, size, kernel, stride, dilation) -> tuple[tuple[int, int], ...]:

@@ -241,8 +241,126 @@ def conv_backward(
     return grad_input, grad_weight, grad_bias
 
 
+@np.errstate(all="ignore")
+def conv_transpose(
+    ndim: int,
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Add the filters, times ``x`` at ``p``, to the window at each position ``p``: a convolution's adjoint.
+
+    ::
+
+        y[n, o0 + o, i] += weight[c, o, k] * x[n, c, p]      for all n, o, c, p, k
+        i = stride * p + dilation * k - before,  o0 = c // (ic / groups) * (oc / groups)
+
+    ``weight`` has shape (ic, oc / groups, *kernel). What falls outside ``y`` is dropped; then come bias, residual and
+    activation as in :func:`conv`. ``output_padding`` makes ``y`` that much longer at its end.
+
+    Returns
+    -------
+    (n, oc, *out), with
+    ``out = (in - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1``
+    """
+    like, (x, weight, bias, residual) = x, _doubles(x, weight, bias, residual)
+    windows = _transposed_windows(x.shape[-ndim:], weight.shape[2:], stride, padding, output_padding, dilation)
+    batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
+    ic, ocg = weight.shape[:2]
+    w = weight.reshape(groups, ic // groups, ocg, *windows.kernel)
+
+    padded = windows.padded(np.zeros((*batch, groups, ocg, *windows.size)))
+    for tap, view in windows.taps(padded):
+        view += (np.swapaxes(w[(..., *tap)], -1, -2) @ x.reshape(*batch, groups, ic // groups, pixels)).reshape(
+            view.shape
+        )
+
+    y = windows.cropped(padded).reshape(*batch, groups * ocg, *windows.size)
+    if bias is not None:
+        y = y + bias.reshape(-1, *(1,) * ndim)
+    if residual is not None:
+        y = y + residual
+    return _rounded(_activate(y, activation), like, dtype)
+
+
+def _transposed_windows(in_size, kernel, stride, padding, output_padding, dilation) -> _Windows:
+    """Return the windows of the convolution from the output of a transposed one back to its input."""
+    ndim = len(in_size)
+    pads = _pads(padding, in_size, kernel, (1,) * ndim, (1,) * ndim)
+    size = [
+        (i - 1) * s - before - after + d * (k - 1) + extra + 1
+        for i, k, s, d, extra, (before, after) in zip(
+            in_size,
+            kernel,
+            *(_per_dimension(value, ndim) for value in (stride, dilation, output_padding)),
+            pads,
+            strict=True,
+        )
+    ]
+    windows = _Windows(size, kernel, stride, pads, dilation)
+    windows.out = tuple(in_size)  # output_padding may leave room for another window
+    return windows
+
+
+@np.errstate(all="ignore")
+def conv_transpose_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    output_mask: tuple[bool, bool, bool] = (True, True, True),
+    dtype: DTypeLike | None = None,
+) -> Gradients:
+    """Return the gradients of :func:`conv_transpose` in ``x``, ``weight`` and ``bias``; None where masked out.
+
+    ::
+
+        grad_input[n, c, p]  += weight[c, o, k] * grad_output[n, o0 + o, i]      for all n, o, c, p, k
+        grad_weight[c, o, k] += x[n, c, p] * grad_output[n, o0 + o, i]
+        grad_bias[o]         += grad_output[n, o, i]
+    """
+    like, (grad_output, x, weight) = x, _doubles(grad_output, x, weight)
+    windows = _transposed_windows(x.shape[-ndim:], weight.shape[2:], stride, padding, output_padding, dilation)
+    batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
+    ic, ocg = weight.shape[:2]
+    w = weight.reshape(groups, ic // groups, ocg, *windows.kernel)
+    columns = x.reshape(*batch, groups, ic // groups, pixels)
+    padded = windows.padded(grad_output.reshape(*batch, groups, ocg, *windows.size))
+
+    grad_input, grad_weight = np.zeros_like(columns), np.zeros_like(w)
+    for tap, view in windows.taps(padded):
+        g = view.reshape(*batch, groups, ocg, pixels)
+        grad_input += w[(..., *tap)] @ g
+        grad_weight[(..., *tap)] = (columns @ np.swapaxes(g, -1, -2)).sum(axis=tuple(range(len(batch))))
+    grad_bias = grad_output.sum(axis=(*range(len(batch)), *range(-ndim, 0)))
+    gradients = grad_input.reshape(x.shape), grad_weight.reshape(weight.shape), grad_bias
+    return tuple(
+        _rounded(gradient, like, dtype) if wanted else None
+        for gradient, wanted in zip(gradients, output_mask, strict=True)
+    )
+
+
 conv1d, conv2d, conv3d = (partial(conv, ndim) for ndim in (1, 2, 3))
 conv1d_backward, conv2d_backward, conv3d_backward = (partial(conv_backward, ndim) for ndim in (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (partial(conv_transpose, ndim) for ndim in (1, 2, 3))
+conv_transpose1d_backward, conv_transpose2d_backward, conv_transpose3d_backward = (
+    partial(conv_transpose_backward, ndim) for ndim in (1, 2, 3)
+)
 
 
 # --- Pooling ---------------------------------------------------------------------------------------------------------

@@ -46,6 +46,23 @@ VALID = {
         "out": (filled(2, 4, 6, 6), filled(6, 2, 3, 3), filled(6)),
         "algorithm": "gemm",
     },
+    "conv_transpose2d": {
+        "x": X,
+        "weight": ints(4, 3, 3, 3),
+        "bias": ints(6),
+        "groups": 2,
+        "residual": ints(2, 6, 8, 8),
+        "out": filled(2, 6, 8, 8),
+        "algorithm": "gemm",
+    },
+    "conv_transpose2d_backward": {
+        "grad_output": ints(2, 6, 8, 8),
+        "x": X,
+        "weight": ints(4, 3, 3, 3),
+        "groups": 2,
+        "out": (filled(2, 4, 6, 6), filled(4, 3, 3, 3), filled(6)),
+        "algorithm": "gemm",
+    },
     "max_pool2d": {"x": X, "kernel_size": 2, "out": filled(2, 4, 3, 3)},
     "max_pool2d_backward": {
         "grad_output": ints(2, 4, 3, 3),
@@ -227,6 +244,36 @@ BAD = [
         {"grad_output": ints(5, 4)},
         ValueError,
         "grad_output.shape must equal the output's shape = (5, 3)",
+    ),
+    # Transposed convolution
+    ("conv_transpose2d", {"x": ints(6, 6)}, ValueError, "x must have shape (n, ic, ih, iw), or (ic, ih, iw) unbatched"),
+    ("conv_transpose2d", {"weight": ints(4, 3, 3)}, ValueError, "weight must have shape (ic, oc // groups, kh, kw)"),
+    ("conv_transpose2d", {"weight": ints(6, 3, 3, 3)}, ValueError, "weight.shape[0] must equal x.shape[1] = 4, got 6"),
+    ("conv_transpose2d", {"weight": ints(4, 3, 0, 3)}, ValueError, "weight must have no dimension of size 0, got"),
+    ("conv_transpose2d", {"x": ints(2, 4, 0, 6)}, ValueError, "x.shape must have no spatial dimension of size 0"),
+    ("conv_transpose2d", {"groups": 3}, ValueError, "groups must divide x.shape[1] = 4, got 3"),
+    ("conv_transpose2d", {"bias": ints(3)}, ValueError, "bias.shape must equal (oc,) = (6,), got (3,)"),
+    ("conv_transpose2d", {"stride": 0}, ValueError, "stride must be at least 1, got 0"),
+    ("conv_transpose2d", {"output_padding": -1}, ValueError, "output_padding must be at least 0, got -1"),
+    (
+        "conv_transpose2d",
+        {"output_padding": 2, "stride": 2},
+        ValueError,
+        "output_padding must be less than stride or dilation = 2, got 2",
+    ),
+    ("conv_transpose2d", {"padding": "same"}, ValueError, "padding must be numbers, got 'same'"),
+    ("conv_transpose2d", {"padding": 4}, ValueError, "padding must be less in all than the whole output = 8, got 8"),
+    (
+        "conv_transpose2d",
+        {"algorithm": "winograd", "stride": 2},
+        ValueError,
+        "algorithm must be one of 'gemm', 'direct'",
+    ),
+    (
+        "conv_transpose2d_backward",
+        {"grad_output": ints(2, 6, 6, 6)},
+        ValueError,
+        "grad_output.shape must equal the output's shape = (2, 6, 8, 8), got (2, 6, 6, 6)",
     ),
     # Stride, dilation, kernel
     ("conv2d", {"stride": 0}, ValueError, "stride must be at least 1, got 0"),
@@ -542,7 +589,7 @@ def test_out_overlaps_an_argument(function, name, replace, other):
     check_refused(function, changes, ValueError, f"{name} must not share memory with {other}, got overlapping arrays")
 
 
-@pytest.mark.parametrize("function", ["conv2d_backward", "linear_backward"])
+@pytest.mark.parametrize("function", ["conv2d_backward", "conv_transpose2d_backward", "linear_backward"])
 def test_outs_overlap_one_another(function):
     outs = VALID[function]["out"]
     first, second = overlapping(outs[0], outs[1])
