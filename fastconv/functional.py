@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _kernels, algorithms, geometry, runtime
+from . import _kernels, algorithms, geometry, runtime, strided
 from .packing import PackedWeight
 
 __all__ = [
@@ -289,6 +289,21 @@ def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _Con
     return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, _current_isa())
 
 
+@lru_cache(_CACHED_CALLS)
+def _conv_borders(function, ndim, x_shape, weight_shape, options, mode) -> tuple[tuple[int, int], ...]:
+    x_shape = (1, *x_shape) if len(x_shape) == ndim + 1 else x_shape
+    return geometry.conv_borders(
+        geometry.conv_geometry(function, ndim, x_shape, weight_shape, *options), function, mode
+    )
+
+
+def _find_borders(function, ndim, x_shape, weight, options, mode) -> tuple[tuple[int, int], ...]:
+    """Return the borders of a convolution whose padding is no zeros."""
+    geometry.check_padding_mode(function, mode)
+    options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
+    return _conv_borders(function, ndim, x_shape, weight.shape, options, mode)
+
+
 def pack_weight(
     weight: ArrayLike,
     input_shape: Sequence[int],
@@ -351,6 +366,7 @@ def _conv(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray | None = None,
@@ -381,6 +397,9 @@ def _conv(
         after the image, "same_lower" before it.
     groups : int
         Divides ``ic`` and ``oc``.
+    padding_mode : "zeros", "reflect", "replicate" or "circular"
+        What the padding holds. All but "zeros" copy the input once; "reflect" needs padding smaller than the image,
+        "circular" not larger.
     activation : None, "relu", "relu6", ("leaky_relu", slope), "silu", "hardswish", "sigmoid" or "tanh"
         Applied to the result as it is stored.
     residual : array_like, the result's shape, optional
@@ -436,6 +455,9 @@ def _conv(
     if type(weight) is PackedWeight:
         packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
+    if padding_mode != "zeros":
+        borders = _find_borders(function, ndim, x.shape, weight, (stride, padding, dilation, groups), padding_mode)
+        x, padding = strided.bordered(x, borders, padding_mode), 0
     call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
     if bias is not None:
@@ -461,6 +483,7 @@ def _conv_backward(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     output_mask: Mask = _ALL,
     out: Gradients | None = None,
     algorithm: str = "auto",
@@ -484,7 +507,7 @@ def _conv_backward(
         Input of the forward pass.
     weight : array_like or PackedWeight, (oc, ic // groups, *kernel)
         Filters of the forward pass.
-    stride, padding, dilation, groups, algorithm
+    stride, padding, dilation, groups, padding_mode, algorithm
         Options of the forward pass.
     output_mask : (bool, bool, bool)
         Which gradients to compute; the others are None.
@@ -524,14 +547,21 @@ def _conv_backward(
         packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
     grad_output = _operand(function, "grad_output", grad_output, dtype)
+    in_shape, borders = x.shape, None
+    if padding_mode != "zeros":
+        borders = _find_borders(function, ndim, x.shape, weight, (stride, padding, dilation, groups), padding_mode)
+        x, padding = strided.bordered(x, borders, padding_mode), 0
     call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
-    targets = _targets(function, outs, output_mask, (x.shape, weight.shape, call.bias_shape), dtype)
+    targets = _targets(function, outs, output_mask, (in_shape, weight.shape, call.bias_shape), dtype)
     grad_input, grad_weight, grad_bias = targets
 
     if grad_input is not None and grad_input.size:
         panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
-        _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_input, panels)
+        grad_padded = grad_input if borders is None else _empty(x.shape, dtype)
+        _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_padded, panels)
+        if borders is not None:
+            grad_input[...] = strided.fold_borders(grad_padded, in_shape[-ndim:], borders, padding_mode)
     if grad_weight is not None and x.size:
         _kernels.conv_weight_gradient(call.plan, grad_output, x, grad_weight, grad_bias)
     else:

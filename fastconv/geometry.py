@@ -27,7 +27,15 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NoReturn
 
-__all__ = ["ConvGeometry", "PoolGeometry", "conv_geometry", "conv_transpose_geometry", "plain", "pool_geometry"]
+__all__ = [
+    "ConvGeometry",
+    "PoolGeometry",
+    "conv_borders",
+    "conv_geometry",
+    "conv_transpose_geometry",
+    "plain",
+    "pool_geometry",
+]
 
 Size = tuple[int, int, int]
 Pad = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -39,6 +47,8 @@ MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies
 
 ALGORITHMS = ("auto", "gemm", "direct", "winograd")
 ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 _AXES = {1: "iw", 2: "ih, iw", 3: "id, ih, iw"}
 
@@ -194,6 +204,16 @@ def conv_geometry(
     _check_bytes(function, "the padded input", n, ic, size, pad)
     _check_bytes(function, "the output", n, oc, out)
     return ConvGeometry(ndim, n, ic, oc, groups, *_three_dimensional(size, kernel, stride, dilation, pad, out))
+
+
+def conv_borders(g: ConvGeometry, function: str, mode: str) -> tuple[tuple[int, int], ...]:
+    """Return the (before, after) borders of the last `ndim` dimensions, which the image can fill in this mode."""
+    pads, sizes = g.pad[-g.ndim :], g.in_size[-g.ndim :]
+    for axis, (size, pad) in enumerate(zip(sizes, pads, strict=True), -g.ndim):
+        most = {"reflect": size - 1, "replicate": max(pad) if size else 0, "circular": size}[mode]
+        if max(pad) > most:
+            _value_error(function, f"padding must be at most {most} for x.shape[{axis}] = {size} in {mode!r}", max(pad))
+    return pads
 
 
 def conv_transpose_geometry(
@@ -386,6 +406,14 @@ def check_algorithm(function: str, algorithm: Any) -> None:
         raise TypeError(f"{function}: algorithm must be a string, got {algorithm!r}")
     if algorithm not in ALGORITHMS:
         _value_error(function, f"algorithm must be one of {', '.join(map(repr, ALGORITHMS))}", repr(algorithm))
+
+
+def check_padding_mode(function: str, mode: Any) -> None:
+    """Check what a convolution's padding is to hold."""
+    if not isinstance(mode, str):
+        raise TypeError(f"{function}: padding_mode must be a string, got {mode!r}")
+    if mode not in PADDING_MODES:
+        _value_error(function, f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}", repr(mode))
 
 
 def convolution_rank(function: str, op: Any) -> int:

@@ -81,11 +81,14 @@ class _Windows:
             self.out += (out,)
             self.beyond += (max(after, (out - 1) * s + extent - before - i),)  # ceil_mode reads past the padding
 
-    def padded(self, x: NDArray, value: float = 0) -> NDArray:
+    def padded(self, x: NDArray, value: float = 0, mode: str = "zeros") -> NDArray:
         pads = [(before, beyond) for (before, _), beyond in zip(self.pads, self.beyond, strict=True)]
         if not any(map(any, pads)):
             return x
-        return np.pad(x, [(0, 0)] * (x.ndim - len(pads)) + pads, constant_values=value)
+        pads = [(0, 0)] * (x.ndim - len(pads)) + pads
+        if mode != "zeros":
+            return np.pad(x, pads, {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+        return np.pad(x, pads, constant_values=value)
 
     def cropped(self, padded: NDArray) -> NDArray:
         return padded[(..., *(slice(before, before + i) for (before, _), i in zip(self.pads, self.size, strict=True)))]
@@ -141,6 +144,7 @@ def conv(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
@@ -163,6 +167,8 @@ def conv(
     padding : int, one int or one (before, after) pair per dimension, ``"valid"``, ``"same"`` or ``"same_lower"``
         ``"same"`` makes ``out = ceil(in / stride)``; an odd total puts the larger half after, ``"same_lower"`` before.
     groups : int
+    padding_mode : "zeros", "reflect", "replicate" or "circular"
+        What the padding holds, as PyTorch's modules have it.
     activation : None, "relu", "relu6", ("leaky_relu", slope), "silu", "hardswish", "sigmoid" or "tanh"
     residual : array of the output's shape, optional
         Added before the activation.
@@ -177,7 +183,7 @@ def conv(
     batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
     oc, icg = weight.shape[:2]
     w = weight.reshape(groups, oc // groups, icg, *windows.kernel)
-    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size))
+    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size), mode=padding_mode)
 
     y = np.zeros((*batch, groups, oc // groups, pixels))
     for tap, view in windows.taps(padded):
@@ -202,6 +208,7 @@ def conv_backward(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     output_mask: tuple[bool, bool, bool] = (True, True, True),
     dtype: DTypeLike | None = None,
 ) -> Gradients:
@@ -221,14 +228,20 @@ def conv_backward(
     oc, icg = weight.shape[:2]
     w = weight.reshape(groups, oc // groups, icg, *windows.kernel)
     g = grad_output.reshape(*batch, groups, oc // groups, pixels)
-    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size))
+    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size), mode=padding_mode)
 
     grad_input = grad_weight = grad_bias = None
     if output_mask[0]:
         grad_padded = np.zeros_like(padded)
         for tap, view in windows.taps(grad_padded):
             view += (np.swapaxes(w[(..., *tap)], -1, -2) @ g).reshape(view.shape)
-        grad_input = _rounded(windows.cropped(grad_padded).reshape(x.shape), like, dtype)
+        if padding_mode == "zeros":
+            grad_input = windows.cropped(grad_padded)
+        else:  # to the element that each place of the padded image repeats
+            places = windows.padded(np.arange(prod(windows.size)).reshape(windows.size), mode=padding_mode)
+            grad_input = np.zeros((*batch, groups, icg, prod(windows.size)))
+            np.add.at(grad_input, (..., places.ravel()), grad_padded.reshape(*batch, groups, icg, places.size))
+        grad_input = _rounded(grad_input.reshape(x.shape), like, dtype)
     if output_mask[1]:
         grad_weight = np.zeros_like(w)
         for tap, view in windows.taps(padded):

@@ -245,6 +245,29 @@ BAD = [
         ValueError,
         "grad_output.shape must equal the output's shape = (5, 3)",
     ),
+    # Padding mode
+    ("conv2d", {"padding_mode": "constant"}, ValueError, "padding_mode must be one of 'zeros', 'reflect', "),
+    ("conv2d", {"padding_mode": None}, TypeError, "padding_mode must be a string, got None"),
+    ("conv2d", {"padding_mode": 1}, TypeError, "padding_mode must be a string, got 1"),
+    (
+        "conv2d",
+        {"padding_mode": "reflect", "padding": (1, 6)},
+        ValueError,
+        "padding must be at most 5 for x.shape[-1] = 6 in 'reflect', got 6",
+    ),
+    (
+        "conv2d_backward",
+        {"padding_mode": "circular", "padding": (7, 1)},
+        ValueError,
+        "padding must be at most 6 for x.shape[-2] = 6 in 'circular', got 7",
+    ),
+    (
+        "conv2d",
+        {"padding_mode": "replicate", "padding": 2, "x": ints(2, 4, 0, 6)},
+        ValueError,
+        "padding must be at most 0 for x.shape[-2] = 0 in 'replicate', got 2",
+    ),
+    ("conv2d", {"padding_mode": "reflect", "groups": 3}, ValueError, "groups must divide x.shape[1] = 4, got 3"),
     # Transposed convolution
     ("conv_transpose2d", {"x": ints(6, 6)}, ValueError, "x must have shape (n, ic, ih, iw), or (ic, ih, iw) unbatched"),
     ("conv_transpose2d", {"weight": ints(4, 3, 3)}, ValueError, "weight must have shape (ic, oc // groups, kh, kw)"),
