@@ -514,6 +514,255 @@ avg_pool1d, avg_pool2d, avg_pool3d = (partial(avg_pool, ndim) for ndim in (1, 2,
 avg_pool1d_backward, avg_pool2d_backward, avg_pool3d_backward = (partial(avg_pool_backward, ndim) for ndim in (1, 2, 3))
 
 
+# Adaptive windows divide the image as evenly as integers allow, and may overlap by one element.
+
+
+def _adaptive(x: NDArray, ndim: int, output_size) -> tuple[tuple[int, ...], Iterator[tuple[tuple[int, ...], tuple]]]:
+    """Return the output's size, and an iterator over its positions, each with the slices of its window."""
+    size = x.shape[-ndim:]
+    wanted = (output_size,) * ndim if output_size is None else _per_dimension(output_size, ndim)
+    out = tuple(i if o is None else o for i, o in zip(size, wanted, strict=True))
+
+    def windows():
+        for position in np.ndindex(out):
+            bounds = zip(position, size, out, strict=True)
+            yield position, (..., *(slice(p * i // o, -(-(p + 1) * i // o)) for p, i, o in bounds))
+
+    return out, windows()
+
+
+def adaptive_avg_pool(ndim: int, x: ArrayLike, output_size, *, dtype: DTypeLike | None = None) -> NDArray:
+    """Take the means of ``output_size`` windows, from ``floor(p * in / out)`` to ``ceil((p + 1) * in / out)``."""
+    like, (x,) = x, _doubles(x)
+    out, windows = _adaptive(x, ndim, output_size)
+    y = np.empty((*x.shape[:-ndim], *out))
+    for position, window in windows:
+        y[(..., *position)] = x[window].mean(axis=tuple(range(-ndim, 0)))
+    return _rounded(y, like, dtype)
+
+
+def adaptive_avg_pool_backward(
+    ndim: int, grad_output: ArrayLike, input_shape: Sequence[int], output_size, *, dtype: DTypeLike | None = None
+) -> NDArray:
+    """Return the gradient of :func:`adaptive_avg_pool`: each window spreads its own evenly."""
+    like, (grad_output,) = grad_output, _doubles(grad_output)
+    grad_input = np.zeros(input_shape)
+    for position, window in _adaptive(grad_input, ndim, output_size)[1]:
+        view = grad_input[window]
+        view += grad_output[(..., *position, *(None,) * ndim)] / max(prod(view.shape[-ndim:]), 1)
+    return _rounded(grad_input, like, dtype)
+
+
+def adaptive_max_pool(
+    ndim: int, x: ArrayLike, output_size, return_indices: bool = False
+) -> NDArray | tuple[NDArray, NDArray]:
+    """Take the maxima of the windows of :func:`adaptive_avg_pool`, with indices as in :func:`max_pool`."""
+    x = np.asarray(x)
+    size = x.shape[-ndim:]
+    out, windows = _adaptive(x, ndim, output_size)
+    best, index = np.empty((*x.shape[:-ndim], *out), x.dtype), np.empty((*x.shape[:-ndim], *out), np.int64)
+    places = np.arange(prod(size)).reshape(size)
+    for position, window in windows:
+        kernel = places[window].shape
+        y, k = max_pool(ndim, x[window], kernel, return_indices=True)
+        best[(..., *position)] = y.reshape(x.shape[:-ndim])
+        index[(..., *position)] = places[window].ravel()[k.reshape(x.shape[:-ndim])]
+    return (best, index) if return_indices else best
+
+
+def adaptive_max_pool_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    indices: ArrayLike,
+    input_shape: Sequence[int],
+    output_size,
+    *,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Return the gradient of :func:`adaptive_max_pool`: each output's, added at its index."""
+    like, (grad_output,), indices = grad_output, _doubles(grad_output), np.asarray(indices)
+    grad_input = np.zeros(input_shape)
+    lead, size = input_shape[:-ndim], tuple(input_shape[-ndim:])
+    flat = grad_input.reshape(prod(lead), prod(size))
+    np.add.at(
+        flat,
+        (np.arange(len(flat))[:, None], indices.reshape(len(flat), prod(indices.shape[-ndim:]))),
+        grad_output.reshape(len(flat), prod(indices.shape[-ndim:])),
+    )
+    return _rounded(grad_input, like, dtype)
+
+
+@np.errstate(all="ignore")
+def lp_pool(
+    ndim: int,
+    x: ArrayLike,
+    norm_type: float,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    ceil_mode: bool = False,
+    *,
+    padding: Padding = 0,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Take the norm of each window, ``(sum over k of abs(x[i]) ** norm_type) ** (1 / norm_type)``, as ONNX has it."""
+    like, (x,) = x, _doubles(x)
+    windows = _Windows(x.shape[-ndim:], kernel_size, stride, padding, 1, ceil_mode)
+    total = sum(view for _, view in windows.taps(windows.padded(np.abs(x) ** norm_type)))
+    return _rounded(total ** (1 / norm_type), like, dtype)
+
+
+@np.errstate(all="ignore")
+def lp_pool_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    norm_type: float,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    ceil_mode: bool = False,
+    *,
+    padding: Padding = 0,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Return the gradient of :func:`lp_pool`, ``sign(x) * (abs(x) / y) ** (norm_type - 1)`` a window; 0 where x is."""
+    like, (grad_output, x) = grad_output, _doubles(grad_output, x)
+    y = lp_pool(ndim, x, norm_type, kernel_size, stride, ceil_mode, padding=padding)
+    windows = _Windows(x.shape[-ndim:], kernel_size, stride, padding, 1, ceil_mode)
+    grad_padded, padded = windows.padded(np.zeros(x.shape)), windows.padded(x)
+    for (_, view), (_, value) in zip(windows.taps(grad_padded), windows.taps(padded), strict=True):
+        slope = np.sign(value) * np.abs(value) ** (norm_type - 1) * y ** (1 - norm_type)
+        view += np.where(value == 0, 0, grad_output * slope)
+    return _rounded(windows.cropped(grad_padded), like, dtype)
+
+
+def _unpooled_size(in_size, kernel_size, stride, padding, output_size) -> tuple[int, ...]:
+    ndim = len(in_size)
+    if output_size is not None:
+        return tuple(output_size)[-ndim:]
+    kernel = _per_dimension(kernel_size, ndim)
+    stride = kernel if stride is None else _per_dimension(stride, ndim)
+    pads = _per_dimension(padding, ndim)
+    return tuple((i - 1) * s - 2 * p + k for i, k, s, p in zip(in_size, kernel, stride, pads, strict=True))
+
+
+def max_unpool(
+    ndim: int,
+    x: ArrayLike,
+    indices: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    output_size: Sequence[int] | None = None,
+) -> NDArray:
+    """Put each element of ``x`` at its index in a plane of zeros; of several at one index the last stays."""
+    x, indices = np.asarray(x), np.asarray(indices)
+    lead = x.shape[:-ndim]
+    size = _unpooled_size(x.shape[-ndim:], kernel_size, stride, padding, output_size)
+    y = np.zeros((prod(lead), prod(size)), x.dtype)
+    for plane in range(prod(lead)):
+        for index, value in zip(
+            indices.reshape(*y.shape[:1], -1)[plane], x.reshape(*y.shape[:1], -1)[plane], strict=True
+        ):
+            y[plane, index] = value
+    return y.reshape(*lead, *size)
+
+
+def max_unpool_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    indices: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    output_size: Sequence[int] | None = None,
+) -> NDArray:
+    """Return the gradient of :func:`max_unpool`: what stands at each index."""
+    grad_output, indices = np.asarray(grad_output), np.asarray(indices)
+    lead, size = indices.shape[:-ndim], prod(indices.shape[-ndim:])
+    flat = grad_output.reshape(prod(lead), prod(grad_output.shape[-ndim:]))
+    return np.take_along_axis(flat, indices.reshape(prod(lead), size), -1).reshape(indices.shape)
+
+
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (partial(adaptive_avg_pool, n) for n in (1, 2, 3))
+adaptive_avg_pool1d_backward, adaptive_avg_pool2d_backward, adaptive_avg_pool3d_backward = (
+    partial(adaptive_avg_pool_backward, ndim) for ndim in (1, 2, 3)
+)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (partial(adaptive_max_pool, n) for n in (1, 2, 3))
+adaptive_max_pool1d_backward, adaptive_max_pool2d_backward, adaptive_max_pool3d_backward = (
+    partial(adaptive_max_pool_backward, ndim) for ndim in (1, 2, 3)
+)
+lp_pool1d, lp_pool2d, lp_pool3d = (partial(lp_pool, ndim) for ndim in (1, 2, 3))
+lp_pool1d_backward, lp_pool2d_backward, lp_pool3d_backward = (partial(lp_pool_backward, ndim) for ndim in (1, 2, 3))
+max_unpool1d, max_unpool2d, max_unpool3d = (partial(max_unpool, ndim) for ndim in (1, 2, 3))
+max_unpool1d_backward, max_unpool2d_backward, max_unpool3d_backward = (
+    partial(max_unpool_backward, ndim) for ndim in (1, 2, 3)
+)
+
+
+# --- Unfolding -------------------------------------------------------------------------------------------------------
+
+
+def _rank(kernel_size: Ints) -> int:
+    return 2 if isinstance(kernel_size, Integral) else len(kernel_size)
+
+
+def _ordered(columns: NDArray, order: str | None) -> NDArray:
+    """(n, c * k, positions), or its columns of all images side by side."""
+    if order is None:
+        return columns
+    n, rows, positions = columns.shape
+    axes = {"batch_outer": (1, 0, 2), "batch_inner": (1, 2, 0)}[order]
+    return columns.transpose(axes).reshape(rows, n * positions)
+
+
+def unfold(
+    x: ArrayLike,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Padding = 0,
+    stride: Ints = 1,
+    *,
+    order: str | None = None,
+) -> NDArray:
+    """Copy each window to a column: im2col. An integer kernel is square, a tuple tells the number of dimensions.
+
+    ``columns[n, c * taps + k, p] = x[n, c, stride * p + dilation * k - before]``. ``order`` None gives (n, c * taps,
+    positions), "batch_outer" (c * taps, n * positions) and "batch_inner" (c * taps, positions * n).
+    """
+    x, ndim = np.asarray(x), _rank(kernel_size)
+    lead, (c, *size) = x.shape[: -ndim - 1], x.shape[-ndim - 1 :]
+    windows = _Windows(size, kernel_size, stride, padding, dilation)
+    views = [view for _, view in windows.taps(windows.padded(x))]
+    columns = np.stack(views, -ndim - 1).reshape(*lead, c * len(views), prod(windows.out))
+    return columns if order is None else _ordered(columns.reshape(-1, *columns.shape[-2:]), order)
+
+
+def fold(
+    x: ArrayLike,
+    output_size: Ints,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Padding = 0,
+    stride: Ints = 1,
+    *,
+    order: str | None = None,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Add each column to its window: col2im, the gradient of :func:`unfold`."""
+    like, (columns,), ndim = x, _doubles(x), _rank(kernel_size)
+    windows = _Windows(_per_dimension(output_size, ndim), kernel_size, stride, padding, dilation)
+    if order is not None:
+        n = columns.shape[1] // prod(windows.out)
+        shape = {"batch_outer": (n, prod(windows.out)), "batch_inner": (prod(windows.out), n)}[order]
+        columns = columns.reshape(len(columns), *shape).transpose((1, 0, 2) if order == "batch_outer" else (2, 0, 1))
+    lead, c = columns.shape[:-2], columns.shape[-2] // prod(windows.kernel)
+    taps = columns.reshape(*lead, c, *windows.kernel, *windows.out)
+    padded = windows.padded(np.zeros((*lead, c, *windows.size)))
+    for tap, view in windows.taps(padded):
+        view += taps[(..., *tap, *(slice(None),) * ndim)]
+    return _rounded(windows.cropped(padded), like, dtype)
+
+
 # --- Elementwise and linear ------------------------------------------------------------------------------------------
 
 
