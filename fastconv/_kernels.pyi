@@ -76,6 +76,9 @@ def conv_input_gradient(
 def conv_weight_gradient(
     plan: ConvPlan, grad_output: Real, x: Real, grad_weight: Real, grad_bias: Real | None
 ) -> None: ...
+def epilogue(
+    y: Real, bias: Real | None, residual: Real | None, n: int, c: int, activation: int = 0, slope: float = 0
+) -> None: ...
 def channel_sums(x: Real, y: Real, n: int) -> None: ...
 def linear_output(
     x: Real, weight: Real, bias: Real | None, out: Real, rows: int, activation: int = 0, slope: float = 0

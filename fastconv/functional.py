@@ -16,6 +16,7 @@ any shape with the right number of elements.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FunctionType
@@ -24,11 +25,23 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _kernels, algorithms, geometry, runtime
+from . import _kernels, algorithms, geometry, runtime, strided
 from .packing import PackedWeight
 
 __all__ = [
     "PackedWeight",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool1d_backward",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "adaptive_avg_pool3d",
+    "adaptive_avg_pool3d_backward",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool1d_backward",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_backward",
+    "adaptive_max_pool3d",
+    "adaptive_max_pool3d_backward",
     "avg_pool1d",
     "avg_pool1d_backward",
     "avg_pool2d",
@@ -41,21 +54,42 @@ __all__ = [
     "conv2d_backward",
     "conv3d",
     "conv3d_backward",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "conv_transpose3d",
+    "conv_transpose3d_backward",
     "explain",
+    "fold",
     "linear",
     "linear_backward",
+    "lp_pool1d",
+    "lp_pool1d_backward",
+    "lp_pool2d",
+    "lp_pool2d_backward",
+    "lp_pool3d",
+    "lp_pool3d_backward",
     "max_pool1d",
     "max_pool1d_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool3d",
     "max_pool3d_backward",
+    "max_unpool1d",
+    "max_unpool1d_backward",
+    "max_unpool2d",
+    "max_unpool2d_backward",
+    "max_unpool3d",
+    "max_unpool3d_backward",
     "pack_weight",
     "relu",
     "relu_backward",
+    "unfold",
 ]
 
 Ints = int | Sequence[int]
+AdaptiveSize = int | Sequence[int | None] | None
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 Activation = str | tuple[str, float] | None
 Mask = tuple[bool, bool, bool]
@@ -255,10 +289,10 @@ def explain(
 class _ConvCall(NamedTuple):
     """What a convolution of given shapes, type and options does, and its arrays' shapes."""
 
-    plan: Any
     out_shape: tuple[int, ...]
     bias_shape: tuple[int]
     n: int
+    plan: Any
     output_packing: tuple | None  # see PackedWeight
     gradient_packing: tuple | None
 
@@ -267,10 +301,13 @@ class _ConvCall(NamedTuple):
 def _conv_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
     unbatched = len(x_shape) == ndim + 1
     g = geometry.conv_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, weight_shape, *options)
+    return _ConvCall(g.out_shape[unbatched:], (g.oc,), g.n, *_planned(function, g, dtype_char, algorithm, isa))
+
+
+def _planned(function, g, dtype_char, algorithm, isa) -> tuple[Any, tuple | None, tuple | None]:
     geometry.check_algorithm_serves(function, algorithm, g)
     plan = algorithms.conv_plan(g, dtype_char, algorithm, _kernels.ISAS[isa])
-    packings = _kernels.packing(plan, False), _kernels.packing(plan, True)
-    return _ConvCall(plan, g.out_shape[unbatched:], (g.oc,), g.n, *packings)
+    return plan, _kernels.packing(plan, False), _kernels.packing(plan, True)
 
 
 def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
@@ -278,6 +315,21 @@ def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _Con
         geometry.check_algorithm(function, algorithm)
     options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
     return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, _current_isa())
+
+
+@lru_cache(_CACHED_CALLS)
+def _conv_borders(function, ndim, x_shape, weight_shape, options, mode) -> tuple[tuple[int, int], ...]:
+    x_shape = (1, *x_shape) if len(x_shape) == ndim + 1 else x_shape
+    return geometry.conv_borders(
+        geometry.conv_geometry(function, ndim, x_shape, weight_shape, *options), function, mode
+    )
+
+
+def _find_borders(function, ndim, x_shape, weight, options, mode) -> tuple[tuple[int, int], ...]:
+    """Return the borders of a convolution whose padding is no zeros."""
+    geometry.check_padding_mode(function, mode)
+    options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
+    return _conv_borders(function, ndim, x_shape, weight.shape, options, mode)
 
 
 def pack_weight(
@@ -342,6 +394,7 @@ def _conv(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray | None = None,
@@ -372,6 +425,9 @@ def _conv(
         after the image, "same_lower" before it.
     groups : int
         Divides ``ic`` and ``oc``.
+    padding_mode : "zeros", "reflect", "replicate" or "circular"
+        What the padding holds. All but "zeros" copy the input once; "reflect" needs padding smaller than the image,
+        "circular" not larger.
     activation : None, "relu", "relu6", ("leaky_relu", slope), "silu", "hardswish", "sigmoid" or "tanh"
         Applied to the result as it is stored.
     residual : array_like, the result's shape, optional
@@ -427,6 +483,9 @@ def _conv(
     if type(weight) is PackedWeight:
         packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
+    if padding_mode != "zeros":
+        borders = _find_borders(function, ndim, x.shape, weight, (stride, padding, dilation, groups), padding_mode)
+        x, padding = strided.bordered(x, borders, padding_mode), 0
     call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
     if bias is not None:
@@ -452,6 +511,7 @@ def _conv_backward(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     output_mask: Mask = _ALL,
     out: Gradients | None = None,
     algorithm: str = "auto",
@@ -475,7 +535,7 @@ def _conv_backward(
         Input of the forward pass.
     weight : array_like or PackedWeight, (oc, ic // groups, *kernel)
         Filters of the forward pass.
-    stride, padding, dilation, groups, algorithm
+    stride, padding, dilation, groups, padding_mode, algorithm
         Options of the forward pass.
     output_mask : (bool, bool, bool)
         Which gradients to compute; the others are None.
@@ -515,14 +575,21 @@ def _conv_backward(
         packed, weight = weight, weight.raw
     weight = _operand(function, "weight", weight, dtype)
     grad_output = _operand(function, "grad_output", grad_output, dtype)
+    in_shape, borders = x.shape, None
+    if padding_mode != "zeros":
+        borders = _find_borders(function, ndim, x.shape, weight, (stride, padding, dilation, groups), padding_mode)
+        x, padding = strided.bordered(x, borders, padding_mode), 0
     call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
-    targets = _targets(function, outs, output_mask, (x.shape, weight.shape, call.bias_shape), dtype)
+    targets = _targets(function, outs, output_mask, (in_shape, weight.shape, call.bias_shape), dtype)
     grad_input, grad_weight, grad_bias = targets
 
     if grad_input is not None and grad_input.size:
         panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
-        _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_input, panels)
+        grad_padded = grad_input if borders is None else _empty(x.shape, dtype)
+        _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_padded, panels)
+        if borders is not None:
+            grad_input[...] = strided.fold_borders(grad_padded, in_shape[-ndim:], borders, padding_mode)
     if grad_weight is not None and x.size:
         _kernels.conv_weight_gradient(call.plan, grad_output, x, grad_weight, grad_bias)
     else:
@@ -535,6 +602,206 @@ def _conv_backward(
 
 conv1d, conv2d, conv3d = (_of_rank(ndim, _conv) for ndim in (1, 2, 3))
 conv1d_backward, conv2d_backward, conv3d_backward = (_of_rank(ndim, _conv_backward) for ndim in (1, 2, 3))
+
+
+@lru_cache(_CACHED_CALLS)
+def _conv_transpose_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
+    """Plan the convolution from the output back to the input: this operator is its input gradient."""
+    unbatched = len(x_shape) == ndim + 1
+    batch_shape = (1, *x_shape) if unbatched else x_shape
+    g = geometry.conv_transpose_geometry(function, ndim, batch_shape, weight_shape, *options)
+    return _ConvCall(g.x_shape[unbatched:], (g.ic,), g.n, *_planned(function, g, dtype_char, algorithm, isa))
+
+
+def _find_conv_transpose_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
+    if algorithm != "auto":
+        geometry.check_algorithm(function, algorithm)
+    names = "stride", "padding", "output_padding", "groups", "dilation"
+    options = _plain_options(function, names, options)
+    isa = _current_isa()
+    return _conv_transpose_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, isa)
+
+
+def _conv_transpose(
+    x: ArrayLike,
+    weight: ArrayLike | PackedWeight,
+    bias: ArrayLike | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
+    out: NDArray | None = None,
+    algorithm: str = "auto",
+    _of: Rank,
+) -> NDArray:
+    """Add up filters, each placed by its stride and multiplied by an element of the input: a convolution's adjoint.
+
+    ::
+
+        y[n, o0 + o, i] = activation(bias[o0 + o] + residual[n, o0 + o, i]
+                                     + sum over c, k, p of weight[c, o, k] * x[n, c, p])
+        i = stride * p + dilation * k - before,  o0 = c // (ic / groups) * (oc / groups)
+
+    It is the input gradient of the convolution from ``y`` to `x` with the same weights and options.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, ic, *in_size) or (ic, *in_size)
+        Images, or signals, or volumes.
+    weight : array_like or PackedWeight, (ic, oc // groups, *kernel)
+        Filters, of the type of `x`. :func:`pack_weight` takes the shape of the output as its `input_shape`.
+    bias : array_like, (oc,), optional
+        Added to each output channel.
+    stride, dilation : int or one int per dimension
+        Steps between the filters, and between the elements of one.
+    padding : int, one int or one (before, after) pair per dimension
+        Elements that the output lacks at its ends.
+    output_padding : int or one int per dimension
+        Elements that it has more at its end, fewer than `stride` or `dilation`.
+    groups, activation, residual, out, algorithm
+        As in a convolution.
+
+    Returns
+    -------
+    ndarray, (n, oc, *out_size) or (oc, *out_size)
+        ``out_size = (in_size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a convolution; ValueError too if the output would be empty.
+
+    Notes
+    -----
+    No image with zeros between its pixels is ever made: each residue of the stride is a convolution of its own, with
+    the taps that hit it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose2d
+    >>> x = np.array([[[[1, 2], [3, 4]]]], np.float32)
+    >>> conv_transpose2d(x, np.ones((1, 1, 2, 2), np.float32), stride=2)
+    array([[[[1., 1., 2., 2.],
+             [1., 1., 2., 2.],
+             [3., 3., 4., 4.],
+             [3., 3., 4., 4.]]]], dtype=float32)
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
+    x = _input(function, "x", x)
+    dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
+    weight = _operand(function, "weight", weight, dtype)
+    options = stride, padding, output_padding, groups, dilation
+    call = _find_conv_transpose_call(function, ndim, x.shape, weight, options, algorithm)
+    code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
+    if bias is not None:
+        bias = _operand(function, "bias", bias, dtype)
+        geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "(oc,)")
+    if residual is not None:
+        residual = _operand(function, "residual", residual, dtype)
+        geometry.check_shape(function, "residual", residual.shape, call.out_shape, "the result's shape")
+    target = _target(function, "out", out, call.out_shape, dtype)
+    if target.size:
+        panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
+        _kernels.conv_input_gradient(call.plan, x, weight, target, panels)
+        if bias is not None or residual is not None or code:
+            _kernels.epilogue(target, bias, residual, call.n, *call.bias_shape, code, slope)
+    return _delivered(out, target)
+
+
+def _conv_transpose_backward(
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike | PackedWeight,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    output_mask: Mask = _ALL,
+    out: Gradients | None = None,
+    algorithm: str = "auto",
+    _of: Rank,
+) -> Gradients:
+    """Return the gradients of a transposed convolution in its input, weights and bias.
+
+    That in the input is the convolution itself of which the operator is the input gradient; that in the weights is this
+    convolution's, with `x` and `grad_output` exchanged.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, oc, *out_size) or (oc, *out_size)
+        Gradient of the output, before any activation.
+    x : array_like, (n, ic, *in_size) or (ic, *in_size)
+        Input of the forward pass.
+    weight : array_like or PackedWeight, (ic, oc // groups, *kernel)
+        Filters of the forward pass.
+    stride, padding, output_padding, groups, dilation, algorithm
+        Options of the forward pass.
+    output_mask, out
+        As in the gradient of a convolution.
+
+    Returns
+    -------
+    grad_input : ndarray or None, the shape of `x`
+    grad_weight : ndarray or None, the shape of `weight`
+    grad_bias : ndarray or None, (oc,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose2d, conv_transpose2d_backward
+    >>> x, weight = np.ones((2, 3, 8, 8), np.float32), np.ones((3, 4, 2, 2), np.float32)
+    >>> grad_output = np.ones_like(conv_transpose2d(x, weight, stride=2))
+    >>> [g.shape for g in conv_transpose2d_backward(grad_output, x, weight, stride=2)]
+    [(2, 3, 8, 8), (3, 4, 2, 2), (4,)]
+    """
+    function, ndim = _of
+    outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
+    x = _input(function, "x", x)
+    dtype = x.dtype
+    packed = None
+    if type(weight) is PackedWeight:
+        packed, weight = weight, weight.raw
+    weight = _operand(function, "weight", weight, dtype)
+    grad_output = _operand(function, "grad_output", grad_output, dtype)
+    options = stride, padding, output_padding, groups, dilation
+    call = _find_conv_transpose_call(function, ndim, x.shape, weight, options, algorithm)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
+    targets = _targets(function, outs, output_mask, (x.shape, weight.shape, call.bias_shape), dtype)
+    grad_input, grad_weight, grad_bias = targets
+
+    if grad_input is not None and grad_input.size:
+        panels = None if packed is None else packed.form(call.plan, call.output_packing, False)
+        _kernels.conv_output(call.plan, grad_output, weight, None, None, grad_input, panels=panels)
+    if grad_weight is not None and x.size:
+        _kernels.conv_weight_gradient(call.plan, x, grad_output, grad_weight, None)
+    elif grad_weight is not None:  # no image
+        grad_weight.fill(0)
+    if grad_bias is not None:
+        _kernels.channel_sums(grad_output, grad_bias, call.n)
+    return tuple(map(_delivered, outs, targets))
+
+
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (_of_rank(ndim, _conv_transpose) for ndim in (1, 2, 3))
+conv_transpose1d_backward, conv_transpose2d_backward, conv_transpose3d_backward = (
+    _of_rank(ndim, _conv_transpose_backward) for ndim in (1, 2, 3)
+)
 
 
 # --- Pooling ---------------------------------------------------------------------------------------------------------
@@ -827,6 +1094,619 @@ max_pool1d, max_pool2d, max_pool3d = (_of_rank(ndim, _max_pool) for ndim in (1, 
 max_pool1d_backward, max_pool2d_backward, max_pool3d_backward = (_of_rank(n, _max_pool_backward) for n in (1, 2, 3))
 avg_pool1d, avg_pool2d, avg_pool3d = (_of_rank(ndim, _avg_pool) for ndim in (1, 2, 3))
 avg_pool1d_backward, avg_pool2d_backward, avg_pool3d_backward = (_of_rank(n, _avg_pool_backward) for n in (1, 2, 3))
+
+
+# Adaptive pools: windows of equal size are those of the pools above, others go by NumPy's slices.
+
+
+class _AdaptiveCall(NamedTuple):
+    """What an adaptive pool of given shapes does."""
+
+    even: _PoolCall | None  # where all windows have the same size
+    bounds: tuple[tuple[tuple[int, int], ...], ...]
+    out_shape: tuple[int, ...]
+
+
+@lru_cache(_CACHED_CALLS)
+def _adaptive_call(function, ndim, x_shape, output_size) -> _AdaptiveCall:
+    bounds = geometry.adaptive_windows(function, ndim, x_shape, output_size)
+    size, out = x_shape[-ndim:], tuple([len(windows) for windows in bounds])
+    even = None
+    if not any(i % o for i, o in zip(size, out, strict=True)):
+        kernel = tuple([i // o for i, o in zip(size, out, strict=True)])
+        even = _pool_call(function, ndim, x_shape, (kernel, kernel, 0, 1), False, True, 0)
+    return _AdaptiveCall(even, bounds, (*x_shape[:-ndim], *out))
+
+
+def _find_adaptive_call(function, ndim, x_shape, output_size) -> _AdaptiveCall:
+    if isinstance(output_size, (tuple, list)):
+        sizes = [o if o is None else geometry.plain(function, "output_size", o) for o in output_size]
+        output_size = tuple(sizes)
+    elif output_size is not None:
+        output_size = geometry.plain(function, "output_size", output_size)
+    return _adaptive_call(function, ndim, x_shape, output_size)
+
+
+def _adaptive_avg_pool(x: ArrayLike, output_size: AdaptiveSize, *, out: NDArray | None = None, _of: Rank) -> NDArray:
+    """Take the means of as many windows as the output has elements.
+
+    Window ``p`` of a dimension has the elements from ``floor(p * in_size / out_size)`` to below
+    ``ceil((p + 1) * in_size / out_size)``.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, c, *in_size) or (c, *in_size)
+        Images, or signals, or volumes.
+    output_size : int, None or one of these per dimension
+        Size of the output; None keeps that of the input, 1 pools over all of it.
+    out : ndarray, optional
+        Receives the means.
+
+    Returns
+    -------
+    ndarray, (n, c, *output_size) or (c, *output_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a max pool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import adaptive_avg_pool2d
+    >>> adaptive_avg_pool2d(np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4), (1, 2))
+    array([[[[6.5, 8.5]]]], dtype=float32)
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x})
+    x = _input(function, "x", x)
+    call = _find_adaptive_call(function, ndim, x.shape, output_size)
+    target = _target(function, "out", out, call.out_shape, x.dtype)
+    if target.size:
+        if call.even is not None:
+            _kernels.avg_pool(call.even.plan, x, target)
+        else:
+            strided.adaptive_mean(x, call.bounds, target)
+    return _delivered(out, target)
+
+
+def _adaptive_avg_pool_backward(
+    grad_output: ArrayLike,
+    input_shape: Sequence[int],
+    output_size: AdaptiveSize,
+    *,
+    out: NDArray | None = None,
+    _of: Rank,
+) -> NDArray:
+    """Return the gradient of an adaptive average pool in its input: each window spreads its gradient evenly.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, c, *output_size) or (c, *output_size)
+        Gradient of the output.
+    input_shape : tuple of int
+        Shape of the input of the forward pass.
+    output_size
+        As in the forward pass.
+    out : ndarray, optional
+        Receives the gradient.
+
+    Returns
+    -------
+    ndarray, `input_shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass.
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"grad_output": grad_output})
+    grad_output = _input(function, "grad_output", grad_output)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape)
+    call = _find_adaptive_call(function, ndim, input_shape, output_size)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
+    target = _target(function, "out", out, input_shape, grad_output.dtype)
+    if target.size:
+        if call.even is not None:
+            _kernels.avg_pool_backward(call.even.plan, grad_output, target)
+        else:
+            strided.adaptive_spread(grad_output, call.bounds, target)
+    return _delivered(out, target)
+
+
+def _adaptive_max_pool(
+    x: ArrayLike,
+    output_size: AdaptiveSize,
+    return_indices: bool = False,
+    *,
+    out: NDArray | None = None,
+    _of: Rank,
+) -> NDArray | tuple[NDArray, NDArray]:
+    """Take the maxima, and on request their indices, of the windows of an adaptive average pool.
+
+    Parameters
+    ----------
+    x, output_size
+        As in an adaptive average pool.
+    return_indices, out
+        As in a max pool.
+
+    Returns
+    -------
+    ndarray, (n, c, *output_size) or (c, *output_size)
+    indices : ndarray of int64, the same shape, if `return_indices`
+        As those of a max pool.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a max pool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import adaptive_max_pool1d
+    >>> adaptive_max_pool1d(np.array([[[3.0, 1.0, 2.0]]]), 2, return_indices=True)
+    (array([[[3., 2.]]]), array([[[0, 2]]]))
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x})
+    x = _input(function, "x", x)
+    call = _find_adaptive_call(function, ndim, x.shape, output_size)
+    geometry.check_flag(function, "return_indices", return_indices)
+    target = _target(function, "out", out, call.out_shape, x.dtype)
+    indices = _empty(call.out_shape, _INT64) if return_indices else None
+    if target.size:
+        if call.even is not None:
+            _kernels.max_pool(call.even.plan, x, target, indices)
+        else:
+            strided.adaptive_max(x, call.bounds, target, indices)
+    result = _delivered(out, target)
+    return result if indices is None else (result, indices)
+
+
+def _adaptive_max_pool_backward(
+    grad_output: ArrayLike,
+    indices: ArrayLike,
+    input_shape: Sequence[int],
+    output_size: AdaptiveSize,
+    *,
+    out: NDArray | None = None,
+    _of: Rank,
+) -> NDArray:
+    """Return the gradient of an adaptive max pool in its input: each output's gradient, added at its index.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, c, *output_size) or (c, *output_size)
+        Gradient of the output.
+    indices : array_like of int64, the shape of `grad_output`
+        From the forward pass.
+    input_shape, output_size, out
+        As in the gradient of an adaptive average pool.
+
+    Returns
+    -------
+    ndarray, `input_shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass; ValueError too if an index lies outside its window.
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"grad_output": grad_output, "indices": indices})
+    grad_output = _input(function, "grad_output", grad_output)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape)
+    call = _find_adaptive_call(function, ndim, input_shape, output_size)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
+    indices = _array(function, "indices", indices)
+    geometry.check_indices_dtype(function, indices.dtype)
+    geometry.check_shape(function, "indices", indices.shape, call.out_shape, "the output's shape")
+    target = _target(function, "out", out, input_shape, grad_output.dtype)
+    if target.size:
+        if call.even is not None:
+            outside = _kernels.max_pool_backward(call.even.plan, grad_output, _native(indices), target)
+        else:
+            outside = strided.outside_windows(indices, call.bounds, input_shape[-ndim:])
+        if outside:
+            geometry.indices_error(function, outside)
+        if call.even is None:
+            strided.scatter(grad_output, indices, target, ndim)
+    return _delivered(out, target)
+
+
+def _lp_pool(
+    x: ArrayLike,
+    norm_type: float,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    ceil_mode: bool = False,
+    *,
+    padding: Padding = 0,
+    out: NDArray | None = None,
+    _of: Rank,
+) -> NDArray:
+    """Take the norm of each window, ``(sum over k of abs(x[i]) ** norm_type) ** (1 / norm_type)``.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, c, *in_size) or (c, *in_size)
+        Images, or signals, or volumes.
+    norm_type : float
+        The norm's exponent, above 0.
+    kernel_size, stride, padding, ceil_mode
+        As in a max pool.
+    out : ndarray, optional
+        Receives the norms.
+
+    Returns
+    -------
+    ndarray, (n, c, *out_size) or (c, *out_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a max pool.
+
+    Notes
+    -----
+    As ONNX defines it. PyTorch takes no absolute values, which differs for an odd `norm_type`, and in `ceil_mode`
+    scales up a window that hangs over the end.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import lp_pool1d
+    >>> lp_pool1d(np.array([[3.0, -4.0, 6.0, 8.0]]), 2, 2)
+    array([[ 5., 10.]])
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x})
+    x = _input(function, "x", x)
+    p = geometry.check_norm(function, norm_type)
+    call = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, 1, ceil_mode, divisor=1)
+    target = _target(function, "out", out, call.out_shape, x.dtype)
+    if target.size:
+        with np.errstate(all="ignore"):
+            _kernels.avg_pool(call.plan, np.abs(x) ** p, target)
+            target **= 1 / p
+    return _delivered(out, target)
+
+
+def _lp_pool_backward(
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    norm_type: float,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    ceil_mode: bool = False,
+    *,
+    padding: Padding = 0,
+    out: NDArray | None = None,
+    _of: Rank,
+) -> NDArray:
+    """Return the gradient of an Lp pool in its input; it is 0 where the input is.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, c, *out_size) or (c, *out_size)
+        Gradient of the output.
+    x : array_like, (n, c, *in_size) or (c, *in_size)
+        Input of the forward pass.
+    norm_type, kernel_size, stride, ceil_mode, padding
+        Options of the forward pass.
+    out : ndarray, optional
+        Receives the gradient.
+
+    Returns
+    -------
+    ndarray, the shape of `x`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass.
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"grad_output": grad_output, "x": x})
+    x = _input(function, "x", x)
+    grad_output = _operand(function, "grad_output", grad_output, x.dtype)
+    p = geometry.check_norm(function, norm_type)
+    call = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, 1, ceil_mode, divisor=1)
+    geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
+    target = _target(function, "out", out, x.shape, x.dtype)
+    if target.size:
+        with np.errstate(all="ignore"):
+            magnitude, norm = np.abs(x), _empty(call.out_shape, x.dtype)
+            _kernels.avg_pool(call.plan, magnitude**p, norm)
+            share = grad_output * norm ** (1 / p - 1)  # the norm without its root: y ** (1 - p)
+            _kernels.avg_pool_backward(call.plan, share, target)
+            target *= np.sign(x) * magnitude ** (p - 1)
+            target[x == 0] = 0
+    return _delivered(out, target)
+
+
+def _max_unpool(
+    x: ArrayLike,
+    indices: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    output_size: Sequence[int] | None = None,
+    *,
+    out: NDArray | None = None,
+    _of: Rank,
+) -> NDArray:
+    """Put maxima back to where a max pool has found them, among zeros.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, c, *in_size) or (c, *in_size)
+        What to put there; of several elements at one index the last stays.
+    indices : array_like of int64, the shape of `x`
+        From the max pool.
+    kernel_size, stride, padding : int or one int per dimension
+        Options of the max pool, of which the size of the output follows.
+    output_size : tuple of int, optional
+        The shape of the result, or its last dimensions, where several sizes give pools of this size.
+    out : ndarray, optional
+        Receives the result.
+
+    Returns
+    -------
+    ndarray, (n, c, *out_size) or (c, *out_size)
+        ``out_size = (in_size - 1) * stride - 2 * padding + kernel_size`` by default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a max pool; ValueError too if an index lies outside the output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import max_pool1d, max_unpool1d
+    >>> max_unpool1d(*max_pool1d(np.array([[1.0, 3.0, 4.0, 2.0]]), 2, return_indices=True), 2)
+    array([[0., 3., 4., 0.]])
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x, "indices": indices})
+    x = _input(function, "x", x)
+    indices = _array(function, "indices", indices)
+    shape = _unpooled_shape(function, ndim, indices, kernel_size, stride, padding, output_size)
+    geometry.check_shape(function, "x", x.shape, indices.shape, "indices.shape")
+    target = _target(function, "out", out, shape, x.dtype)
+    target.fill(0)
+    if x.size:
+        planes = math.prod(shape[:-ndim])
+        places, values = indices.reshape(planes, -1), x.reshape(planes, -1)
+        np.put_along_axis(target.reshape(planes, -1), places, values, -1)
+    return _delivered(out, target)
+
+
+def _unpooled_shape(function, ndim, indices, kernel_size, stride, padding, output_size) -> tuple[int, ...]:
+    """Check the indices, and return the shape of the image that they point into."""
+    geometry.check_indices_dtype(function, indices.dtype)
+    size = geometry.unpooled_size(function, ndim, indices.shape, kernel_size, stride, padding, output_size)
+    outside = np.count_nonzero((indices < 0) | (indices >= math.prod(size)))
+    if outside:
+        geometry.indices_error(function, outside, "the output")
+    return *indices.shape[:-ndim], *size
+
+
+def _max_unpool_backward(
+    grad_output: ArrayLike,
+    indices: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    output_size: Sequence[int] | None = None,
+    *,
+    out: NDArray | None = None,
+    _of: Rank,
+) -> NDArray:
+    """Return the gradient of :func:`max_unpool2d` in its input: what stands at each index.
+
+    Parameters
+    ----------
+    grad_output : array_like of float32 or float64, (n, c, *out_size) or (c, *out_size)
+        Gradient of the output.
+    indices : array_like of int64
+        Indices of the forward pass.
+    kernel_size, stride, padding, output_size
+        Options of the forward pass.
+    out : ndarray, optional
+        Receives the gradient.
+
+    Returns
+    -------
+    ndarray, the shape of `indices`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the forward pass.
+    """
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"grad_output": grad_output, "indices": indices})
+    grad_output = _input(function, "grad_output", grad_output)
+    indices = _array(function, "indices", indices)
+    shape = _unpooled_shape(function, ndim, indices, kernel_size, stride, padding, output_size)
+    geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    target = _target(function, "out", out, indices.shape, grad_output.dtype)
+    if target.size:
+        planes = math.prod(shape[:-ndim])
+        found = np.take_along_axis(grad_output.reshape(planes, -1), indices.reshape(planes, -1), -1)
+        target[...] = found.reshape(target.shape)
+    return _delivered(out, target)
+
+
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (
+    _of_rank(ndim, _adaptive_avg_pool) for ndim in (1, 2, 3)
+)
+adaptive_avg_pool1d_backward, adaptive_avg_pool2d_backward, adaptive_avg_pool3d_backward = (
+    _of_rank(ndim, _adaptive_avg_pool_backward) for ndim in (1, 2, 3)
+)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (
+    _of_rank(ndim, _adaptive_max_pool) for ndim in (1, 2, 3)
+)
+adaptive_max_pool1d_backward, adaptive_max_pool2d_backward, adaptive_max_pool3d_backward = (
+    _of_rank(ndim, _adaptive_max_pool_backward) for ndim in (1, 2, 3)
+)
+lp_pool1d, lp_pool2d, lp_pool3d = (_of_rank(ndim, _lp_pool) for ndim in (1, 2, 3))
+lp_pool1d_backward, lp_pool2d_backward, lp_pool3d_backward = (_of_rank(ndim, _lp_pool_backward) for ndim in (1, 2, 3))
+max_unpool1d, max_unpool2d, max_unpool3d = (_of_rank(ndim, _max_unpool) for ndim in (1, 2, 3))
+max_unpool1d_backward, max_unpool2d_backward, max_unpool3d_backward = (
+    _of_rank(ndim, _max_unpool_backward) for ndim in (1, 2, 3)
+)
+
+
+# --- Unfolding -------------------------------------------------------------------------------------------------------
+
+
+def _columns(array: NDArray, order: str | None, g: geometry.PoolGeometry) -> NDArray:
+    """View columns as (n, c, *kernel, *out_size)."""
+    kernel, out = g.kernel[-g.ndim :], g.out_size[-g.ndim :]
+    if order is None:
+        return array.reshape(g.n, g.c, *kernel, *out)
+    if order == "batch_outer":
+        return np.moveaxis(array.reshape(g.c, *kernel, g.n, *out), 1 + g.ndim, 0)
+    return np.moveaxis(array.reshape(g.c, *kernel, *out, g.n), -1, 0)
+
+
+def _unfold_options(function, kernel_size, stride, padding, dilation) -> tuple:
+    options = kernel_size, stride, padding, dilation
+    return _plain_options(function, ("kernel_size", "stride", "padding", "dilation"), options)
+
+
+def unfold(
+    x: ArrayLike,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Padding = 0,
+    stride: Ints = 1,
+    *,
+    order: str | None = None,
+    out: NDArray | None = None,
+) -> NDArray:
+    """Copy each window to a column: im2col. Its gradient is :func:`fold`.
+
+    ``columns[n, c * taps + k, p] = x[n, c, stride * p + dilation * k - before]``, with the taps ``k`` and the positions
+    ``p`` counted over all dimensions.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, c, *in_size) or (c, *in_size)
+        Images; signals or volumes if `kernel_size` has 1 or 3 elements.
+    kernel_size, dilation, padding, stride
+        As in a convolution.
+    order : None, "batch_outer" or "batch_inner"
+        None keeps the images apart; else their columns stand side by side in a matrix, image after image, or position
+        after position.
+    out : ndarray, optional
+        Receives the columns.
+
+    Returns
+    -------
+    ndarray, (n, c * taps, positions) or (c * taps, positions)
+        (c * taps, n * positions) in an `order`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a convolution.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import unfold
+    >>> unfold(np.arange(6.0).reshape(1, 1, 2, 3), (2, 2))
+    array([[[0., 1.],
+            [1., 2.],
+            [3., 4.],
+            [4., 5.]]])
+    """
+    if out is not None:
+        _check_overlap("unfold", "out", out, {"x": x})
+    x = _input("unfold", "x", x)
+    geometry.check_order("unfold", order)
+    options = _unfold_options("unfold", kernel_size, stride, padding, dilation)
+    ndim = len(options[0]) if type(options[0]) is tuple else 2
+    unbatched = x.ndim == ndim + 1
+    g = geometry.unfold_geometry("unfold", (1, *x.shape) if unbatched else x.shape, *options)
+    rows, positions = g.c * math.prod(g.kernel), math.prod(g.out_size)
+    shape = (g.n, rows, positions)[unbatched:] if order is None else (rows, g.n * positions)
+    target = _target("unfold", "out", out, shape, x.dtype)
+    if target.size:
+        steps = [sizes[-ndim:] for sizes in (g.out_size, g.kernel, g.stride, g.dilation, g.pad)]
+        strided.unfold(x.reshape(g.x_shape), _columns(target, order, g), *steps)
+    return _delivered(out, target)
+
+
+def fold(
+    x: ArrayLike,
+    output_size: Ints,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Padding = 0,
+    stride: Ints = 1,
+    *,
+    order: str | None = None,
+    out: NDArray | None = None,
+) -> NDArray:
+    """Add each column to its window: col2im. Its gradient is :func:`unfold`.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, (n, c * taps, positions) or (c * taps, positions)
+        Columns as :func:`unfold` gives them; (c * taps, n * positions) in an `order`.
+    output_size : int or one int per dimension
+        Size of the images.
+    kernel_size, dilation, padding, stride, order
+        As in :func:`unfold`.
+    out : ndarray, optional
+        Receives the sums.
+
+    Returns
+    -------
+    ndarray, (n, c, *output_size) or (c, *output_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As a convolution.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import fold, unfold
+    >>> fold(unfold(np.ones((1, 1, 3, 3)), (2, 2)), (3, 3), (2, 2))
+    array([[[[1., 2., 1.],
+             [2., 4., 2.],
+             [1., 2., 1.]]]])
+    """
+    if out is not None:
+        _check_overlap("fold", "out", out, {"x": x})
+    x = _input("fold", "x", x)
+    geometry.check_order("fold", order)
+    options = _unfold_options("fold", kernel_size, stride, padding, dilation)
+    g = geometry.fold_geometry("fold", x.shape, geometry.plain("fold", "output_size", output_size), *options, order)
+    target = _target("fold", "out", out, g.x_shape[order is None and x.ndim == 2 :], x.dtype)
+    if target.size:
+        steps = [sizes[-g.ndim :] for sizes in (g.out_size, g.kernel, g.stride, g.dilation, g.pad)]
+        strided.fold(_columns(x, order, g), target.reshape(g.x_shape), *steps)
+    return _delivered(out, target)
 
 
 # --- Elementwise and linear ------------------------------------------------------------------------------------------

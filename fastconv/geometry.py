@@ -23,11 +23,19 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NoReturn
 
-__all__ = ["ConvGeometry", "PoolGeometry", "conv_geometry", "plain", "pool_geometry"]
+__all__ = [
+    "ConvGeometry",
+    "PoolGeometry",
+    "conv_borders",
+    "conv_geometry",
+    "conv_transpose_geometry",
+    "plain",
+    "pool_geometry",
+]
 
 Size = tuple[int, int, int]
 Pad = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -39,6 +47,8 @@ MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies
 
 ALGORITHMS = ("auto", "gemm", "direct", "winograd")
 ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 _AXES = {1: "iw", 2: "ih, iw", 3: "id, ih, iw"}
 
@@ -196,6 +206,89 @@ def conv_geometry(
     return ConvGeometry(ndim, n, ic, oc, groups, *_three_dimensional(size, kernel, stride, dilation, pad, out))
 
 
+def conv_borders(g: ConvGeometry, function: str, mode: str) -> tuple[tuple[int, int], ...]:
+    """Return the (before, after) borders of the last `ndim` dimensions, which the image can fill in this mode."""
+    pads, sizes = g.pad[-g.ndim :], g.in_size[-g.ndim :]
+    for axis, (size, pad) in enumerate(zip(sizes, pads, strict=True), -g.ndim):
+        most = {"reflect": size - 1, "replicate": max(pad) if size else 0, "circular": size}[mode]
+        if max(pad) > most:
+            _value_error(function, f"padding must be at most {most} for x.shape[{axis}] = {size} in {mode!r}", max(pad))
+    return pads
+
+
+def conv_transpose_geometry(
+    function: str,
+    ndim: int,
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
+) -> ConvGeometry:
+    """Check a transposed convolution and return the convolution of which it is the input gradient.
+
+    That one leads from ``(n, oc, *out_size)`` back to ``(n, ic, *in_size)``: its input is this one's output.
+
+    Parameters
+    ----------
+    function, ndim, x_shape, stride, dilation, groups
+        As in :func:`conv_geometry`.
+    weight_shape : tuple of int
+        ``(ic, oc // groups, *kernel)``.
+    padding : int, tuple of `ndim` ints or of `ndim` (before, after) pairs
+        What the output lacks at its ends.
+    output_padding : int or tuple of `ndim` ints
+        Smaller than the stride or the dilation.
+
+    Returns
+    -------
+    ConvGeometry
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv_geometry`; ValueError too if the output would be empty.
+    """
+    if len(x_shape) != ndim + 2:
+        axes = _AXES[ndim]
+        _value_error(function, f"x must have shape (n, ic, {axes}), or (ic, {axes}) unbatched", x_shape)
+    if len(weight_shape) != ndim + 2:
+        rule = f"weight must have shape (ic, oc // groups, {_AXES[ndim].replace('i', 'k')})"
+        _value_error(function, rule, weight_shape)
+    n, ic, *size = x_shape
+    _, ocg, *kernel = weight_shape
+    groups = _integer(function, "groups", groups, 1)
+    if min(weight_shape) < 1:
+        _value_error(function, "weight must have no dimension of size 0", weight_shape)
+    if min(size) < 1:
+        _value_error(function, "x.shape must have no spatial dimension of size 0", x_shape)
+    if weight_shape[0] != ic:
+        _value_error(function, f"weight.shape[0] must equal x.shape[1] = {ic}", weight_shape[0])
+    if ic % groups:
+        _value_error(function, f"groups must divide x.shape[1] = {ic}", groups)
+
+    stride = _per_dimension(function, "stride", stride, ndim)
+    dilation = _per_dimension(function, "dilation", dilation, ndim)
+    extra = _per_dimension(function, "output_padding", output_padding, ndim, 0)
+    if type(padding) is str:
+        _value_error(function, "padding must be numbers", repr(padding))
+    pad = _pads(function, padding, size, kernel, stride, dilation)
+    out = []
+    for i, k, s, d, e, (before, after) in zip(size, kernel, stride, dilation, extra, pad, strict=True):
+        if e >= max(s, d):
+            _value_error(function, f"output_padding must be less than stride or dilation = {max(s, d)}", e)
+        length = (i - 1) * s + (k - 1) * d + 1 + e
+        if before + after >= length:
+            _value_error(function, f"padding must be less in all than the whole output = {length}", before + after)
+        out.append(length - before - after)
+    _check_bytes(function, "the padded output", n, groups * ocg, out, pad)
+    _check_bytes(function, "the input", n, ic, size)
+    sizes = _three_dimensional(out, kernel, stride, dilation, pad, size)
+    return ConvGeometry(ndim, n, groups * ocg, ic, groups, *sizes)
+
+
 def pool_geometry(
     function: str,
     ndim: int,
@@ -272,6 +365,135 @@ def pool_geometry(
     return PoolGeometry(ndim, n, c, *_three_dimensional(size, kernel, stride, dilation, pad, out))
 
 
+def unfold_geometry(
+    function: str, x_shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, dilation: Any
+) -> PoolGeometry:
+    """Check the windows that are unfolded, of as many dimensions as `kernel_size` has, or of 2, and their sizes."""
+    ndim = len(kernel_size) if type(kernel_size) is tuple else 2
+    if not 1 <= ndim <= 3:
+        _value_error(function, "kernel_size must be an integer or have 1 to 3 elements", kernel_size)
+    if len(x_shape) != ndim + 2:
+        axes = _AXES[ndim]
+        _value_error(function, f"x must have shape (n, c, {axes}), or (c, {axes}) unbatched", x_shape)
+    n, c, *size = x_shape
+    if min(size) < 1:
+        _value_error(function, "x.shape must have no spatial dimension of size 0", x_shape)
+    kernel = _per_dimension(function, "kernel_size", kernel_size, ndim)
+    stride = _per_dimension(function, "stride", stride, ndim)
+    dilation = _per_dimension(function, "dilation", dilation, ndim)
+    pad = _pads(function, padding, size, kernel, stride, dilation)
+    out = []
+    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), -ndim):
+        padded, extent = before + i + after, (k - 1) * d + 1
+        if extent > padded:
+            rule = f"(kernel_size - 1) * dilation + 1 must be at most the padded size[{axis}] = {padded}"
+            _value_error(function, rule, extent)
+        out.append((padded - extent) // s + 1)
+    _check_bytes(function, "the padded input", n, c, size, pad)
+    _check_bytes(function, "the columns", n, c * math.prod(kernel), out)
+    return PoolGeometry(ndim, n, c, *_three_dimensional(size, kernel, stride, dilation, pad, out))
+
+
+def fold_geometry(
+    function: str,
+    x_shape: tuple[int, ...],
+    output_size: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    order: str | None,
+) -> PoolGeometry:
+    """Check columns of shape `x_shape` and return the windows of which they were unfolded."""
+    ndim = len(kernel_size) if type(kernel_size) is tuple else 2
+    dimensions = (2, 3) if order is None else (2,)
+    if len(x_shape) not in dimensions:
+        shapes = "(n, c * taps, positions), or (c * taps, positions)" if order is None else "(c * taps, n * positions)"
+        _value_error(function, f"x must have shape {shapes}", x_shape)
+    taps = math.prod(_per_dimension(function, "kernel_size", kernel_size, ndim))
+    if x_shape[-2] % taps:
+        _value_error(function, f"x.shape[-2] must be a multiple of the kernel's elements = {taps}", x_shape[-2])
+    size = _per_dimension(function, "output_size", output_size, ndim)
+    n = x_shape[0] if len(x_shape) == 3 else 1
+    options = kernel_size, stride, padding, dilation
+    g = unfold_geometry(function, (n, x_shape[-2] // taps, *size), *options)
+    positions = math.prod(g.out_size)
+    if order is not None and x_shape[1] % positions == 0:
+        return replace(g, n=x_shape[1] // positions)
+    if x_shape[-1] != positions:
+        rule = f"x.shape[-1] must be {'' if order is None else 'a multiple of '}the number of windows = {positions}"
+        _value_error(function, rule, x_shape[-1])
+    return g
+
+
+def adaptive_windows(
+    function: str, ndim: int, x_shape: tuple[int, ...], output_size: Any
+) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Return (start, stop) of each window of an adaptive pool, for each dimension; None keeps a dimension's size."""
+    shape = "input_shape" if function.endswith("_backward") else "x.shape"
+    if len(x_shape) not in (ndim + 1, ndim + 2):
+        axes = _AXES[ndim]
+        _value_error(function, f"x must have shape (n, c, {axes}), or (c, {axes}) unbatched", x_shape)
+    size = x_shape[-ndim:]
+    if min(size) < 1:
+        _value_error(function, f"{shape} must have no spatial dimension of size 0", x_shape)
+    if math.prod(size) > MAX_INT:
+        _value_error(function, f"{shape} must have fewer than 2**31 elements a plane", x_shape)
+    wanted = output_size if type(output_size) is tuple else (output_size,) * ndim
+    if len(wanted) != ndim:
+        _value_error(function, f"output_size must be an integer or have {ndim} elements", output_size)
+    out = [i if o is None else _integer(function, "output_size", o, 1) for i, o in zip(size, wanted, strict=True)]
+    _check_bytes(function, "the output", 1, math.prod(x_shape[:-ndim]), out)
+    return tuple(
+        [tuple([(p * i // o, -(-(p + 1) * i // o)) for p in range(o)]) for i, o in zip(size, out, strict=True)]
+    )
+
+
+def unpooled_size(
+    function: str, ndim: int, shape: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, output_size: Any
+) -> tuple[int, ...]:
+    """Return the size of the image that a max pool has made an array of `shape` of."""
+    if len(shape) not in (ndim + 1, ndim + 2):
+        axes = _AXES[ndim]
+        _value_error(function, f"indices must have shape (n, c, {axes}), or (c, {axes}) unbatched", shape)
+    kernel = _per_dimension(function, "kernel_size", kernel_size, ndim)
+    stride = kernel if stride is None else _per_dimension(function, "stride", stride, ndim)
+    pads = _per_dimension(function, "padding", padding, ndim, 0)
+    sizes = [(i - 1) * s - 2 * p + k for i, k, s, p in zip(shape[-ndim:], kernel, stride, pads, strict=True)]
+    if output_size is not None:
+        wanted = plain(function, "output_size", output_size)
+        if type(wanted) is not tuple:
+            raise TypeError(f"{function}: output_size must be a tuple of integers or None, got {output_size!r}")
+        if len(wanted) == len(shape):
+            wanted = wanted[-ndim:]
+        if len(wanted) != ndim:
+            _value_error(function, f"output_size must have {ndim} or {len(shape)} elements", output_size)
+        for size, default, s in zip(wanted, sizes, stride, strict=True):
+            if abs(_integer(function, "output_size", size, 1) - default) >= s:
+                rule = f"output_size must differ from {tuple(sizes)} by less than the stride"
+                _value_error(function, rule, output_size)
+        sizes = wanted
+    if min(sizes) < 1:
+        _value_error(function, "padding must leave the output an element of each dimension", padding)
+    _check_bytes(function, "the output", 1, math.prod(shape[:-ndim]), sizes)
+    return tuple(sizes)
+
+
+def check_norm(function: str, norm_type: Any) -> float:
+    """Return the exponent of a norm, finite and above 0."""
+    if not isinstance(norm_type, Real) or type(norm_type) is bool:
+        raise TypeError(f"{function}: norm_type must be a number, got {norm_type!r}")
+    if not 0 < norm_type < math.inf:
+        _value_error(function, "norm_type must be finite and above 0", norm_type)
+    return float(norm_type)
+
+
+def check_order(function: str, order: Any) -> None:
+    """Check the order of the columns of unfolded images."""
+    if order not in (None, "batch_outer", "batch_inner"):
+        _value_error(function, "order must be None, 'batch_outer' or 'batch_inner'", repr(order))
+
+
 def plain(function: str, name: str, value: Any) -> Any:
     """Return an option as int, str or tuple of these, so that it is hashable and equal keys have equal meaning.
 
@@ -313,6 +535,14 @@ def check_algorithm(function: str, algorithm: Any) -> None:
         raise TypeError(f"{function}: algorithm must be a string, got {algorithm!r}")
     if algorithm not in ALGORITHMS:
         _value_error(function, f"algorithm must be one of {', '.join(map(repr, ALGORITHMS))}", repr(algorithm))
+
+
+def check_padding_mode(function: str, mode: Any) -> None:
+    """Check what a convolution's padding is to hold."""
+    if not isinstance(mode, str):
+        raise TypeError(f"{function}: padding_mode must be a string, got {mode!r}")
+    if mode not in PADDING_MODES:
+        _value_error(function, f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}", repr(mode))
 
 
 def convolution_rank(function: str, op: Any) -> int:
@@ -411,7 +641,7 @@ def check_same_dtype(function: str, name: str, dtype: Any, expected: Any, of: st
 
 
 def check_indices_dtype(function: str, dtype: Any) -> None:
-    """Check that the indices of a max pool are int64, of any byte order."""
+    """Check that indices are int64, of any byte order."""
     if dtype.kind != "i" or dtype.itemsize != 8:
         hint = "cast with indices.astype(np.int64)"
         raise TypeError(f"{function}: indices.dtype must be int64, got {dtype}; {hint}")
@@ -439,9 +669,9 @@ def overlap_error(function: str, name: str, other: str) -> NoReturn:
     _value_error(function, f"{name} must not share memory with {other}", "overlapping arrays")
 
 
-def indices_error(function: str, outside: int) -> NoReturn:
+def indices_error(function: str, outside: int, inside: str = "their window") -> NoReturn:
     """Refuse indices that no pool of this geometry gives."""
-    _value_error(function, "indices must each lie inside their window", f"{outside} outside")
+    _value_error(function, f"indices must each lie inside {inside}", f"{outside} outside")
 
 
 def linear_sizes(function: str, x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -472,16 +702,16 @@ def _integer(function: str, name: str, value: Any, minimum: int) -> int:
     return number
 
 
-def _per_dimension(function: str, name: str, value: Any, ndim: int) -> tuple[int, ...]:
-    """Return one int >= 1 per dimension; an int or a tuple of one stands for all."""
+def _per_dimension(function: str, name: str, value: Any, ndim: int, minimum: int = 1) -> tuple[int, ...]:
+    """Return one int >= `minimum` per dimension; an int or a tuple of one stands for all."""
     numbers = plain(function, name, value)
     if type(numbers) is not tuple:
-        return (_integer(function, name, numbers, 1),) * ndim
+        return (_integer(function, name, numbers, minimum),) * ndim
     if len(numbers) == 1:
         numbers *= ndim
     if len(numbers) != ndim:
         _value_error(function, f"{name} must be an integer or have {ndim} elements", value)
-    return tuple([_integer(function, name, number, 1) for number in numbers])
+    return tuple([_integer(function, name, number, minimum) for number in numbers])
 
 
 def _pads(function: str, padding: Any, size, kernel, stride, dilation) -> tuple[tuple[int, int], ...]:

@@ -15,14 +15,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from . import functional
+from . import functional, geometry
 
-__all__ = ["AvgPool2d", "Conv2d", "Flatten", "Linear", "MaxPool2d", "Module", "Parameter", "ReLU", "Sequential"]
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Flatten",
+    "Fold",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
+    "Linear",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "Unfold",
+]
 
 
 class Parameter:
@@ -221,20 +255,36 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
 
-def _pair(value: Any) -> tuple:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * 2 if len(values) == 1 else values
+class _OfRank(Module):
+    """A layer whose operator is one of a family of several numbers of dimensions."""
+
+    _operator: str  # its name in `functional`
+
+    @property
+    def _ndim(self) -> int:
+        return int(self._operator[-2])
+
+    def _forward(self, *arguments: Any, **options: Any) -> Any:
+        return getattr(functional, self._operator)(*arguments, **options)
+
+    @property
+    def _gradient(self) -> Callable[..., Any]:
+        return getattr(functional, f"{self._operator}_backward")
+
+    def _tuple(self, value: Any) -> tuple:
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        return values * self._ndim if len(values) == 1 else values
 
 
-def _check_sizes(layer: str, **sizes: int | tuple[int, ...]) -> None:
+def _check_sizes(layer: str, ndim: int, minimum: int = 1, **sizes: int | tuple[int, ...]) -> None:
     for name, value in sizes.items():
-        if isinstance(value, tuple) and len(value) != 2:
-            raise ValueError(f"{layer}: {name} must be an integer or have 2 elements, got {value}")
+        if isinstance(value, tuple) and len(value) != ndim:
+            raise ValueError(f"{layer}: {name} must be an integer or have {ndim} elements, got {value}")
         for size in value if isinstance(value, tuple) else (value,):
             if not isinstance(size, Integral):
                 raise TypeError(f"{layer}: {name} must be an integer or a tuple of integers, got {value!r}")
-            if size < 1:
-                raise ValueError(f"{layer}: {name} must be at least 1, got {size}")
+            if size < minimum:
+                raise ValueError(f"{layer}: {name} must be at least {minimum}, got {size}")
 
 
 def _arguments(options: Mapping[str, Any]) -> str:
@@ -248,15 +298,21 @@ class _Weighted(Module):
     bias: Parameter | None
 
     def _initialise(
-        self, shape: tuple[int, ...], bias: bool, dtype: Any, rng: int | np.random.Generator | None
+        self,
+        shape: tuple[int, ...],
+        bias: bool,
+        dtype: Any,
+        rng: int | np.random.Generator | None,
+        outputs: int | None = None,
+        fan_in: float | None = None,
     ) -> None:
         """He's normal weights, of variance 2 / fan_in, which keeps the variance through layers of ReLU; zero biases."""
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"{type(self).__name__}: dtype must be float32 or float64, got {np.dtype(dtype)}")
         weight = np.random.default_rng(rng).standard_normal(shape, dtype)
-        weight *= math.sqrt(2 / math.prod(shape[1:]))
+        weight *= math.sqrt(2 / (fan_in or math.prod(shape[1:])))
         self.weight = Parameter(weight)
-        self.bias = Parameter(np.zeros(shape[0], dtype)) if bias else None
+        self.bias = Parameter(np.zeros(outputs or shape[0], dtype)) if bias else None
 
     def _values(self) -> tuple[np.ndarray, np.ndarray | None]:
         return self.weight.data, None if self.bias is None else self.bias.data
@@ -273,7 +329,71 @@ class _Weighted(Module):
         return grad_input
 
 
-class Conv2d(_Weighted):
+class _Conv(_OfRank, _Weighted):
+    """Convolution of as many dimensions as its operator has."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        dtype: Any = np.float32,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        geometry.check_padding_mode(type(self).__name__, padding_mode)
+        self.padding_mode = padding_mode
+        self._configure(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        self._initialise((out_channels, in_channels // groups, *self.kernel_size), bias, dtype, rng)
+
+    def _configure(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups) -> None:
+        name = type(self).__name__
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation = map(self._tuple, (kernel_size, stride, dilation))
+        self.padding = padding if isinstance(padding, str) else self._tuple(padding)
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+        _check_sizes(name, self._ndim, **{name: getattr(self, name) for name in names})
+        for argument, channels in ("in_channels", in_channels), ("out_channels", out_channels):
+            if channels % groups:
+                raise ValueError(f"{name}: {argument} must be divisible by groups = {groups}, got {channels}")
+
+    def _options(self) -> dict[str, Any]:
+        names = "stride", "padding", "dilation", "groups", "padding_mode"
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = self._forward(x, *self._values(), **self._options())
+        self._remember(x)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        (x,) = self._recall()
+        function = partial(self._gradient, **self._options())
+        return self._accumulate(function, grad_output, x, self.weight.data, input_grad=needs_input_grad)
+
+    def extra_repr(self) -> str:
+        zeros, ones = (0,) * self._ndim, (1,) * self._ndim
+        defaults = {"padding": zeros, "dilation": ones, "output_padding": zeros, "groups": 1}
+        shown = {"kernel_size": self.kernel_size, "stride": self.stride}
+        shown |= {n: getattr(self, n) for n, default in defaults.items() if getattr(self, n, default) != default}
+        shown |= {"bias": False} if self.bias is None else {}
+        shown |= {} if self.padding_mode == "zeros" else {"padding_mode": self.padding_mode}
+        return f"{self.in_channels}, {self.out_channels}, {_arguments(shown)}"
+
+
+class Conv1d(_Conv):
+    """1-D convolution of ``(n, in_channels, w)``: :class:`Conv2d` for signals."""
+
+    _operator = "conv1d"
+
+
+class Conv2d(_Conv):
     """2-D convolution of ``(n, in_channels, h, w)``: :func:`fastconv.functional.conv2d` and its weights.
 
     Parameters
@@ -284,6 +404,8 @@ class Conv2d(_Weighted):
         Height and width of the filters.
     stride, padding, dilation, groups
         As in :func:`fastconv.functional.conv2d`.
+    padding_mode
+        As in :func:`fastconv.functional.conv2d`, after `bias`.
     bias : bool
         Whether each output channel adds a number that is learned.
     dtype : dtype
@@ -313,49 +435,81 @@ class Conv2d(_Weighted):
     ((2, 8, 5, 5), (2, 3, 5, 5), (8, 3, 3, 3))
     """
 
+    _operator = "conv2d"
+
+
+class Conv3d(_Conv):
+    """3-D convolution of ``(n, in_channels, d, h, w)``: :class:`Conv2d` for volumes."""
+
+    _operator = "conv3d"
+
+
+class _ConvTranspose(_Conv):
+    """Transposed convolution of as many dimensions as its operator has."""
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple = 0,
+        output_padding: int | tuple[int, ...] = 0,
         groups: int = 1,
         bias: bool = True,
+        dilation: int | tuple[int, ...] = 1,
+        padding_mode: str = "zeros",
         *,
         dtype: Any = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
-        self.padding = padding if isinstance(padding, str) else _pair(padding)
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
-        _check_sizes("Conv2d", **{name: getattr(self, name) for name in names})
-        for name, channels in ("in_channels", in_channels), ("out_channels", out_channels):
-            if channels % groups:
-                raise ValueError(f"Conv2d: {name} must be divisible by groups = {groups}, got {channels}")
-        self._initialise((out_channels, in_channels // groups, *self.kernel_size), bias, dtype, rng)
+        if padding_mode != "zeros":
+            raise ValueError(f"{type(self).__name__}: padding_mode must be 'zeros', got {padding_mode!r}")
+        self.padding_mode, self.output_padding = padding_mode, self._tuple(output_padding)
+        _check_sizes(type(self).__name__, self._ndim, 0, output_padding=self.output_padding)
+        self._configure(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        fan_in = in_channels // groups * math.prod(self.kernel_size) / math.prod(self.stride)  # of an output
+        shape = in_channels, out_channels // groups, *self.kernel_size
+        self._initialise(shape, bias, dtype, rng, out_channels, fan_in)
 
-    def _options(self):
-        return self.stride, self.padding, self.dilation, self.groups
+    def _options(self) -> dict[str, Any]:
+        names = "stride", "padding", "output_padding", "groups", "dilation"
+        return {name: getattr(self, name) for name in names}
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        y = functional.conv2d(x, *self._values(), *self._options())
-        self._remember(x)
-        return y
 
-    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
-        (x,) = self._recall()
-        arguments = (grad_output, x, self.weight.data, *self._options())
-        return self._accumulate(functional.conv2d_backward, *arguments, input_grad=needs_input_grad)
+class ConvTranspose1d(_ConvTranspose):
+    """1-D transposed convolution: :class:`ConvTranspose2d` for signals."""
 
-    def extra_repr(self) -> str:
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1}
-        shown = {"kernel_size": self.kernel_size, "stride": self.stride}
-        shown |= {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
-        shown |= {"bias": False} if self.bias is None else {}
-        return f"{self.in_channels}, {self.out_channels}, {_arguments(shown)}"
+    _operator = "conv_transpose1d"
+
+
+class ConvTranspose2d(_ConvTranspose):
+    """2-D transposed convolution: :func:`fastconv.functional.conv_transpose2d` and its weights.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, bias, dtype, rng
+        As in :class:`Conv2d`.
+    stride, padding, output_padding, groups, dilation
+        As in :func:`fastconv.functional.conv_transpose2d`.
+    padding_mode : "zeros"
+        The only one.
+
+    Attributes
+    ----------
+    weight : Parameter
+        ``(in_channels, out_channels // groups, kernel_h, kernel_w)``.
+    bias : Parameter or None
+        ``(out_channels,)``.
+    """
+
+    _operator = "conv_transpose2d"
+
+
+class ConvTranspose3d(_ConvTranspose):
+    """3-D transposed convolution: :class:`ConvTranspose2d` for volumes."""
+
+    _operator = "conv_transpose3d"
 
 
 class Linear(_Weighted):
@@ -387,7 +541,7 @@ class Linear(_Weighted):
         dtype: Any = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        _check_sizes("Linear", in_features=in_features, out_features=out_features)
+        _check_sizes("Linear", 1, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self._initialise((out_features, in_features), bias, dtype, rng)
 
@@ -405,21 +559,15 @@ class Linear(_Weighted):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class MaxPool2d(Module):
-    """Maximum of each window: :func:`fastconv.functional.max_pool2d`.
-
-    Parameters
-    ----------
-    kernel_size, stride, padding, dilation, return_indices, ceil_mode
-        As in :func:`fastconv.functional.max_pool2d`, in the order of PyTorch's module.
-    """
+class _MaxPool(_OfRank):
+    """Maximum of each window, in as many dimensions as its operator has."""
 
     def __init__(
         self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
         padding: int | tuple | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, ...] = 1,
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
@@ -432,33 +580,51 @@ class MaxPool2d(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         wanted = self.training or self.return_indices
-        result = functional.max_pool2d(x, *self._options(), return_indices=wanted)
+        result = self._forward(x, *self._options(), return_indices=wanted)
         y, indices = result if wanted else (result, None)
         self._remember(indices, x.shape)
         return (y, indices) if self.return_indices else y
 
     def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
         indices, shape = self._recall()
-        return functional.max_pool2d_backward(grad_output, indices, shape, *self._options())
+        return self._gradient(grad_output, indices, shape, *self._options())
 
     def extra_repr(self) -> str:
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         return _arguments({name: getattr(self, name) for name in names})
 
 
-class AvgPool2d(Module):
-    """Mean of each window: :func:`fastconv.functional.avg_pool2d`.
+class MaxPool1d(_MaxPool):
+    """Maximum of each window: :class:`MaxPool2d` for signals."""
+
+    _operator = "max_pool1d"
+
+
+class MaxPool2d(_MaxPool):
+    """Maximum of each window: :func:`fastconv.functional.max_pool2d`.
 
     Parameters
     ----------
-    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        As in :func:`fastconv.functional.avg_pool2d`.
+    kernel_size, stride, padding, dilation, return_indices, ceil_mode
+        As in :func:`fastconv.functional.max_pool2d`, in the order of PyTorch's module.
     """
+
+    _operator = "max_pool2d"
+
+
+class MaxPool3d(_MaxPool):
+    """Maximum of each window: :class:`MaxPool2d` for volumes."""
+
+    _operator = "max_pool3d"
+
+
+class _AvgPool(_OfRank):
+    """Mean of each window, in as many dimensions as its operator has."""
 
     def __init__(
         self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
         padding: int | tuple | str = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
@@ -473,16 +639,303 @@ class AvgPool2d(Module):
         return self.kernel_size, self.stride, self.padding, self.ceil_mode, *divisor
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        y = functional.avg_pool2d(x, *self._options())
+        y = self._forward(x, *self._options())
         self._remember(x.shape)
         return y
 
     def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
         (shape,) = self._recall()
-        return functional.avg_pool2d_backward(grad_output, shape, *self._options())
+        return self._gradient(grad_output, shape, *self._options())
 
     def extra_repr(self) -> str:
         return _arguments({name: getattr(self, name) for name in ("kernel_size", "stride", "padding")})
+
+
+class AvgPool1d(_AvgPool):
+    """Mean of each window: :class:`AvgPool2d` for signals."""
+
+    _operator = "avg_pool1d"
+
+
+class AvgPool2d(_AvgPool):
+    """Mean of each window: :func:`fastconv.functional.avg_pool2d`.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        As in :func:`fastconv.functional.avg_pool2d`.
+    """
+
+    _operator = "avg_pool2d"
+
+
+class AvgPool3d(_AvgPool):
+    """Mean of each window: :class:`AvgPool2d` for volumes."""
+
+    _operator = "avg_pool3d"
+
+
+class _AdaptiveAvgPool(_OfRank):
+    """Means of as many windows as the output has elements."""
+
+    def __init__(self, output_size: int | tuple[int | None, ...] | None) -> None:
+        self.output_size = output_size
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = self._forward(x, self.output_size)
+        self._remember(x.shape)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (shape,) = self._recall()
+        return self._gradient(grad_output, shape, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class AdaptiveAvgPool1d(_AdaptiveAvgPool):
+    """Means of as many windows as the output has elements: :class:`AdaptiveAvgPool2d` for signals."""
+
+    _operator = "adaptive_avg_pool1d"
+
+
+class AdaptiveAvgPool2d(_AdaptiveAvgPool):
+    """Means of as many windows as the output has elements: :func:`fastconv.functional.adaptive_avg_pool2d`.
+
+    Parameters
+    ----------
+    output_size : int, None or one of these per dimension
+        Size of the output; None keeps that of the input, 1 pools over all of it.
+    """
+
+    _operator = "adaptive_avg_pool2d"
+
+
+class AdaptiveAvgPool3d(_AdaptiveAvgPool):
+    """Means of as many windows as the output has elements: :class:`AdaptiveAvgPool2d` for volumes."""
+
+    _operator = "adaptive_avg_pool3d"
+
+
+class _AdaptiveMaxPool(_OfRank):
+    """Maxima of as many windows as the output has elements."""
+
+    def __init__(self, output_size: int | tuple[int | None, ...] | None, return_indices: bool = False) -> None:
+        self.output_size, self.return_indices = output_size, return_indices
+
+    def forward(self, x: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        wanted = self.training or self.return_indices
+        result = self._forward(x, self.output_size, wanted)
+        y, indices = result if wanted else (result, None)
+        self._remember(indices, x.shape)
+        return (y, indices) if self.return_indices else y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        indices, shape = self._recall()
+        return self._gradient(grad_output, indices, shape, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPool):
+    """Maxima of as many windows as the output has elements: :class:`AdaptiveMaxPool2d` for signals."""
+
+    _operator = "adaptive_max_pool1d"
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPool):
+    """Maxima of as many windows as the output has elements: :func:`fastconv.functional.adaptive_max_pool2d`.
+
+    Parameters
+    ----------
+    output_size, return_indices
+        As in :func:`fastconv.functional.adaptive_max_pool2d`.
+    """
+
+    _operator = "adaptive_max_pool2d"
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool):
+    """Maxima of as many windows as the output has elements: :class:`AdaptiveMaxPool2d` for volumes."""
+
+    _operator = "adaptive_max_pool3d"
+
+
+class _LPPool(_OfRank):
+    """Norm of each window, in as many dimensions as its operator has."""
+
+    def __init__(
+        self,
+        norm_type: float,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        ceil_mode: bool = False,
+    ) -> None:
+        self.norm_type, self.kernel_size, self.stride, self.ceil_mode = norm_type, kernel_size, stride, ceil_mode
+
+    def _options(self):
+        return self.norm_type, self.kernel_size, self.stride, self.ceil_mode
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = self._forward(x, *self._options())
+        self._remember(x)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (x,) = self._recall()
+        return self._gradient(grad_output, x, *self._options())
+
+    def extra_repr(self) -> str:
+        return _arguments({name: getattr(self, name) for name in ("norm_type", "kernel_size", "stride", "ceil_mode")})
+
+
+class LPPool1d(_LPPool):
+    """Norm of each window: :class:`LPPool2d` for signals."""
+
+    _operator = "lp_pool1d"
+
+
+class LPPool2d(_LPPool):
+    """Norm of each window: :func:`fastconv.functional.lp_pool2d`.
+
+    Parameters
+    ----------
+    norm_type, kernel_size, stride, ceil_mode
+        As in :func:`fastconv.functional.lp_pool2d`.
+    """
+
+    _operator = "lp_pool2d"
+
+
+class LPPool3d(_LPPool):
+    """Norm of each window: :class:`LPPool2d` for volumes."""
+
+    _operator = "lp_pool3d"
+
+
+class _MaxUnpool(_OfRank):
+    """Maxima put back, in as many dimensions as its operator has."""
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+    ) -> None:
+        self.kernel_size, self.padding = self._tuple(kernel_size), self._tuple(padding)
+        self.stride = self.kernel_size if stride is None else self._tuple(stride)
+
+    def __call__(self, x: np.ndarray, indices: np.ndarray, output_size: tuple[int, ...] | None = None) -> np.ndarray:
+        return self.forward(x, indices, output_size)
+
+    def forward(self, x: np.ndarray, indices: np.ndarray, output_size: tuple[int, ...] | None = None) -> np.ndarray:
+        options = self.kernel_size, self.stride, self.padding, output_size
+        y = self._forward(x, indices, *options)
+        self._remember(indices, options)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        indices, options = self._recall()
+        return self._gradient(grad_output, indices, *options)
+
+    def extra_repr(self) -> str:
+        return _arguments({name: getattr(self, name) for name in ("kernel_size", "stride", "padding")})
+
+
+class MaxUnpool1d(_MaxUnpool):
+    """Maxima put back to where they were: :class:`MaxUnpool2d` for signals."""
+
+    _operator = "max_unpool1d"
+
+
+class MaxUnpool2d(_MaxUnpool):
+    """Maxima put back to where they were: :func:`fastconv.functional.max_unpool2d`.
+
+    It is called with the maxima and their indices, and where needed the output's size.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding
+        As in :func:`fastconv.functional.max_unpool2d`.
+    """
+
+    _operator = "max_unpool2d"
+
+
+class MaxUnpool3d(_MaxUnpool):
+    """Maxima put back to where they were: :class:`MaxUnpool2d` for volumes."""
+
+    _operator = "max_unpool3d"
+
+
+class Unfold(Module):
+    """Windows as columns: :func:`fastconv.functional.unfold`.
+
+    Parameters
+    ----------
+    kernel_size, dilation, padding, stride
+        As in :func:`fastconv.functional.unfold`.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        dilation: int | tuple[int, ...] = 1,
+        padding: int | tuple | str = 0,
+        stride: int | tuple[int, ...] = 1,
+    ) -> None:
+        self.kernel_size, self.dilation, self.padding, self.stride = kernel_size, dilation, padding, stride
+
+    def _options(self):
+        return self.kernel_size, self.dilation, self.padding, self.stride
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = functional.unfold(x, *self._options())
+        ndim = len(self.kernel_size) if isinstance(self.kernel_size, (tuple, list)) else 2
+        self._remember(x.shape[-ndim:])
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (size,) = self._recall()
+        return functional.fold(grad_output, size, *self._options())
+
+    def extra_repr(self) -> str:
+        return _arguments({name: getattr(self, name) for name in ("kernel_size", "dilation", "padding", "stride")})
+
+
+class Fold(Unfold):
+    """Columns added to their windows: :func:`fastconv.functional.fold`.
+
+    Parameters
+    ----------
+    output_size, kernel_size, dilation, padding, stride
+        As in :func:`fastconv.functional.fold`.
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, ...],
+        kernel_size: int | tuple[int, ...],
+        dilation: int | tuple[int, ...] = 1,
+        padding: int | tuple | str = 0,
+        stride: int | tuple[int, ...] = 1,
+    ) -> None:
+        super().__init__(kernel_size, dilation, padding, stride)
+        self.output_size = output_size
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = functional.fold(x, self.output_size, *self._options())
+        self._remember()
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        self._recall()
+        return functional.unfold(grad_output, *self._options())
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, {super().extra_repr()}"
 
 
 class ReLU(Module):

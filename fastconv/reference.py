@@ -81,11 +81,14 @@ class _Windows:
             self.out += (out,)
             self.beyond += (max(after, (out - 1) * s + extent - before - i),)  # ceil_mode reads past the padding
 
-    def padded(self, x: NDArray, value: float = 0) -> NDArray:
+    def padded(self, x: NDArray, value: float = 0, mode: str = "zeros") -> NDArray:
         pads = [(before, beyond) for (before, _), beyond in zip(self.pads, self.beyond, strict=True)]
         if not any(map(any, pads)):
             return x
-        return np.pad(x, [(0, 0)] * (x.ndim - len(pads)) + pads, constant_values=value)
+        pads = [(0, 0)] * (x.ndim - len(pads)) + pads
+        if mode != "zeros":
+            return np.pad(x, pads, {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+        return np.pad(x, pads, constant_values=value)
 
     def cropped(self, padded: NDArray) -> NDArray:
         return padded[(..., *(slice(before, before + i) for (before, _), i in zip(self.pads, self.size, strict=True)))]
@@ -141,6 +144,7 @@ def conv(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
@@ -163,6 +167,8 @@ def conv(
     padding : int, one int or one (before, after) pair per dimension, ``"valid"``, ``"same"`` or ``"same_lower"``
         ``"same"`` makes ``out = ceil(in / stride)``; an odd total puts the larger half after, ``"same_lower"`` before.
     groups : int
+    padding_mode : "zeros", "reflect", "replicate" or "circular"
+        What the padding holds, as PyTorch's modules have it.
     activation : None, "relu", "relu6", ("leaky_relu", slope), "silu", "hardswish", "sigmoid" or "tanh"
     residual : array of the output's shape, optional
         Added before the activation.
@@ -177,7 +183,7 @@ def conv(
     batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
     oc, icg = weight.shape[:2]
     w = weight.reshape(groups, oc // groups, icg, *windows.kernel)
-    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size))
+    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size), mode=padding_mode)
 
     y = np.zeros((*batch, groups, oc // groups, pixels))
     for tap, view in windows.taps(padded):
@@ -202,6 +208,7 @@ def conv_backward(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     output_mask: tuple[bool, bool, bool] = (True, True, True),
     dtype: DTypeLike | None = None,
 ) -> Gradients:
@@ -221,14 +228,20 @@ def conv_backward(
     oc, icg = weight.shape[:2]
     w = weight.reshape(groups, oc // groups, icg, *windows.kernel)
     g = grad_output.reshape(*batch, groups, oc // groups, pixels)
-    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size))
+    padded = windows.padded(x.reshape(*batch, groups, icg, *windows.size), mode=padding_mode)
 
     grad_input = grad_weight = grad_bias = None
     if output_mask[0]:
         grad_padded = np.zeros_like(padded)
         for tap, view in windows.taps(grad_padded):
             view += (np.swapaxes(w[(..., *tap)], -1, -2) @ g).reshape(view.shape)
-        grad_input = _rounded(windows.cropped(grad_padded).reshape(x.shape), like, dtype)
+        if padding_mode == "zeros":
+            grad_input = windows.cropped(grad_padded)
+        else:  # to the element that each place of the padded image repeats
+            places = windows.padded(np.arange(prod(windows.size)).reshape(windows.size), mode=padding_mode)
+            grad_input = np.zeros((*batch, groups, icg, prod(windows.size)))
+            np.add.at(grad_input, (..., places.ravel()), grad_padded.reshape(*batch, groups, icg, places.size))
+        grad_input = _rounded(grad_input.reshape(x.shape), like, dtype)
     if output_mask[1]:
         grad_weight = np.zeros_like(w)
         for tap, view in windows.taps(padded):
@@ -241,8 +254,126 @@ def conv_backward(
     return grad_input, grad_weight, grad_bias
 
 
+@np.errstate(all="ignore")
+def conv_transpose(
+    ndim: int,
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Add the filters, times ``x`` at ``p``, to the window at each position ``p``: a convolution's adjoint.
+
+    ::
+
+        y[n, o0 + o, i] += weight[c, o, k] * x[n, c, p]      for all n, o, c, p, k
+        i = stride * p + dilation * k - before,  o0 = c // (ic / groups) * (oc / groups)
+
+    ``weight`` has shape (ic, oc / groups, *kernel). What falls outside ``y`` is dropped; then come bias, residual and
+    activation as in :func:`conv`. ``output_padding`` makes ``y`` that much longer at its end.
+
+    Returns
+    -------
+    (n, oc, *out), with
+    ``out = (in - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1``
+    """
+    like, (x, weight, bias, residual) = x, _doubles(x, weight, bias, residual)
+    windows = _transposed_windows(x.shape[-ndim:], weight.shape[2:], stride, padding, output_padding, dilation)
+    batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
+    ic, ocg = weight.shape[:2]
+    w = weight.reshape(groups, ic // groups, ocg, *windows.kernel)
+
+    padded = windows.padded(np.zeros((*batch, groups, ocg, *windows.size)))
+    for tap, view in windows.taps(padded):
+        view += (np.swapaxes(w[(..., *tap)], -1, -2) @ x.reshape(*batch, groups, ic // groups, pixels)).reshape(
+            view.shape
+        )
+
+    y = windows.cropped(padded).reshape(*batch, groups * ocg, *windows.size)
+    if bias is not None:
+        y = y + bias.reshape(-1, *(1,) * ndim)
+    if residual is not None:
+        y = y + residual
+    return _rounded(_activate(y, activation), like, dtype)
+
+
+def _transposed_windows(in_size, kernel, stride, padding, output_padding, dilation) -> _Windows:
+    """Return the windows of the convolution from the output of a transposed one back to its input."""
+    ndim = len(in_size)
+    pads = _pads(padding, in_size, kernel, (1,) * ndim, (1,) * ndim)
+    size = [
+        (i - 1) * s - before - after + d * (k - 1) + extra + 1
+        for i, k, s, d, extra, (before, after) in zip(
+            in_size,
+            kernel,
+            *(_per_dimension(value, ndim) for value in (stride, dilation, output_padding)),
+            pads,
+            strict=True,
+        )
+    ]
+    windows = _Windows(size, kernel, stride, pads, dilation)
+    windows.out = tuple(in_size)  # output_padding may leave room for another window
+    return windows
+
+
+@np.errstate(all="ignore")
+def conv_transpose_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    output_mask: tuple[bool, bool, bool] = (True, True, True),
+    dtype: DTypeLike | None = None,
+) -> Gradients:
+    """Return the gradients of :func:`conv_transpose` in ``x``, ``weight`` and ``bias``; None where masked out.
+
+    ::
+
+        grad_input[n, c, p]  += weight[c, o, k] * grad_output[n, o0 + o, i]      for all n, o, c, p, k
+        grad_weight[c, o, k] += x[n, c, p] * grad_output[n, o0 + o, i]
+        grad_bias[o]         += grad_output[n, o, i]
+    """
+    like, (grad_output, x, weight) = x, _doubles(grad_output, x, weight)
+    windows = _transposed_windows(x.shape[-ndim:], weight.shape[2:], stride, padding, output_padding, dilation)
+    batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
+    ic, ocg = weight.shape[:2]
+    w = weight.reshape(groups, ic // groups, ocg, *windows.kernel)
+    columns = x.reshape(*batch, groups, ic // groups, pixels)
+    padded = windows.padded(grad_output.reshape(*batch, groups, ocg, *windows.size))
+
+    grad_input, grad_weight = np.zeros_like(columns), np.zeros_like(w)
+    for tap, view in windows.taps(padded):
+        g = view.reshape(*batch, groups, ocg, pixels)
+        grad_input += w[(..., *tap)] @ g
+        grad_weight[(..., *tap)] = (columns @ np.swapaxes(g, -1, -2)).sum(axis=tuple(range(len(batch))))
+    grad_bias = grad_output.sum(axis=(*range(len(batch)), *range(-ndim, 0)))
+    gradients = grad_input.reshape(x.shape), grad_weight.reshape(weight.shape), grad_bias
+    return tuple(
+        _rounded(gradient, like, dtype) if wanted else None
+        for gradient, wanted in zip(gradients, output_mask, strict=True)
+    )
+
+
 conv1d, conv2d, conv3d = (partial(conv, ndim) for ndim in (1, 2, 3))
 conv1d_backward, conv2d_backward, conv3d_backward = (partial(conv_backward, ndim) for ndim in (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (partial(conv_transpose, ndim) for ndim in (1, 2, 3))
+conv_transpose1d_backward, conv_transpose2d_backward, conv_transpose3d_backward = (
+    partial(conv_transpose_backward, ndim) for ndim in (1, 2, 3)
+)
 
 
 # --- Pooling ---------------------------------------------------------------------------------------------------------
@@ -381,6 +512,255 @@ max_pool1d, max_pool2d, max_pool3d = (partial(max_pool, ndim) for ndim in (1, 2,
 max_pool1d_backward, max_pool2d_backward, max_pool3d_backward = (partial(max_pool_backward, ndim) for ndim in (1, 2, 3))
 avg_pool1d, avg_pool2d, avg_pool3d = (partial(avg_pool, ndim) for ndim in (1, 2, 3))
 avg_pool1d_backward, avg_pool2d_backward, avg_pool3d_backward = (partial(avg_pool_backward, ndim) for ndim in (1, 2, 3))
+
+
+# Adaptive windows divide the image as evenly as integers allow, and may overlap by one element.
+
+
+def _adaptive(x: NDArray, ndim: int, output_size) -> tuple[tuple[int, ...], Iterator[tuple[tuple[int, ...], tuple]]]:
+    """Return the output's size, and an iterator over its positions, each with the slices of its window."""
+    size = x.shape[-ndim:]
+    wanted = (output_size,) * ndim if output_size is None else _per_dimension(output_size, ndim)
+    out = tuple(i if o is None else o for i, o in zip(size, wanted, strict=True))
+
+    def windows():
+        for position in np.ndindex(out):
+            bounds = zip(position, size, out, strict=True)
+            yield position, (..., *(slice(p * i // o, -(-(p + 1) * i // o)) for p, i, o in bounds))
+
+    return out, windows()
+
+
+def adaptive_avg_pool(ndim: int, x: ArrayLike, output_size, *, dtype: DTypeLike | None = None) -> NDArray:
+    """Take the means of ``output_size`` windows, from ``floor(p * in / out)`` to ``ceil((p + 1) * in / out)``."""
+    like, (x,) = x, _doubles(x)
+    out, windows = _adaptive(x, ndim, output_size)
+    y = np.empty((*x.shape[:-ndim], *out))
+    for position, window in windows:
+        y[(..., *position)] = x[window].mean(axis=tuple(range(-ndim, 0)))
+    return _rounded(y, like, dtype)
+
+
+def adaptive_avg_pool_backward(
+    ndim: int, grad_output: ArrayLike, input_shape: Sequence[int], output_size, *, dtype: DTypeLike | None = None
+) -> NDArray:
+    """Return the gradient of :func:`adaptive_avg_pool`: each window spreads its own evenly."""
+    like, (grad_output,) = grad_output, _doubles(grad_output)
+    grad_input = np.zeros(input_shape)
+    for position, window in _adaptive(grad_input, ndim, output_size)[1]:
+        view = grad_input[window]
+        view += grad_output[(..., *position, *(None,) * ndim)] / max(prod(view.shape[-ndim:]), 1)
+    return _rounded(grad_input, like, dtype)
+
+
+def adaptive_max_pool(
+    ndim: int, x: ArrayLike, output_size, return_indices: bool = False
+) -> NDArray | tuple[NDArray, NDArray]:
+    """Take the maxima of the windows of :func:`adaptive_avg_pool`, with indices as in :func:`max_pool`."""
+    x = np.asarray(x)
+    size = x.shape[-ndim:]
+    out, windows = _adaptive(x, ndim, output_size)
+    best, index = np.empty((*x.shape[:-ndim], *out), x.dtype), np.empty((*x.shape[:-ndim], *out), np.int64)
+    places = np.arange(prod(size)).reshape(size)
+    for position, window in windows:
+        kernel = places[window].shape
+        y, k = max_pool(ndim, x[window], kernel, return_indices=True)
+        best[(..., *position)] = y.reshape(x.shape[:-ndim])
+        index[(..., *position)] = places[window].ravel()[k.reshape(x.shape[:-ndim])]
+    return (best, index) if return_indices else best
+
+
+def adaptive_max_pool_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    indices: ArrayLike,
+    input_shape: Sequence[int],
+    output_size,
+    *,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Return the gradient of :func:`adaptive_max_pool`: each output's, added at its index."""
+    like, (grad_output,), indices = grad_output, _doubles(grad_output), np.asarray(indices)
+    grad_input = np.zeros(input_shape)
+    lead, size = input_shape[:-ndim], tuple(input_shape[-ndim:])
+    flat = grad_input.reshape(prod(lead), prod(size))
+    np.add.at(
+        flat,
+        (np.arange(len(flat))[:, None], indices.reshape(len(flat), prod(indices.shape[-ndim:]))),
+        grad_output.reshape(len(flat), prod(indices.shape[-ndim:])),
+    )
+    return _rounded(grad_input, like, dtype)
+
+
+@np.errstate(all="ignore")
+def lp_pool(
+    ndim: int,
+    x: ArrayLike,
+    norm_type: float,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    ceil_mode: bool = False,
+    *,
+    padding: Padding = 0,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Take the norm of each window, ``(sum over k of abs(x[i]) ** norm_type) ** (1 / norm_type)``, as ONNX has it."""
+    like, (x,) = x, _doubles(x)
+    windows = _Windows(x.shape[-ndim:], kernel_size, stride, padding, 1, ceil_mode)
+    total = sum(view for _, view in windows.taps(windows.padded(np.abs(x) ** norm_type)))
+    return _rounded(total ** (1 / norm_type), like, dtype)
+
+
+@np.errstate(all="ignore")
+def lp_pool_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    norm_type: float,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    ceil_mode: bool = False,
+    *,
+    padding: Padding = 0,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Return the gradient of :func:`lp_pool`, ``sign(x) * (abs(x) / y) ** (norm_type - 1)`` a window; 0 where x is."""
+    like, (grad_output, x) = grad_output, _doubles(grad_output, x)
+    y = lp_pool(ndim, x, norm_type, kernel_size, stride, ceil_mode, padding=padding)
+    windows = _Windows(x.shape[-ndim:], kernel_size, stride, padding, 1, ceil_mode)
+    grad_padded, padded = windows.padded(np.zeros(x.shape)), windows.padded(x)
+    for (_, view), (_, value) in zip(windows.taps(grad_padded), windows.taps(padded), strict=True):
+        slope = np.sign(value) * np.abs(value) ** (norm_type - 1) * y ** (1 - norm_type)
+        view += np.where(value == 0, 0, grad_output * slope)
+    return _rounded(windows.cropped(grad_padded), like, dtype)
+
+
+def _unpooled_size(in_size, kernel_size, stride, padding, output_size) -> tuple[int, ...]:
+    ndim = len(in_size)
+    if output_size is not None:
+        return tuple(output_size)[-ndim:]
+    kernel = _per_dimension(kernel_size, ndim)
+    stride = kernel if stride is None else _per_dimension(stride, ndim)
+    pads = _per_dimension(padding, ndim)
+    return tuple((i - 1) * s - 2 * p + k for i, k, s, p in zip(in_size, kernel, stride, pads, strict=True))
+
+
+def max_unpool(
+    ndim: int,
+    x: ArrayLike,
+    indices: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    output_size: Sequence[int] | None = None,
+) -> NDArray:
+    """Put each element of ``x`` at its index in a plane of zeros; of several at one index the last stays."""
+    x, indices = np.asarray(x), np.asarray(indices)
+    lead = x.shape[:-ndim]
+    size = _unpooled_size(x.shape[-ndim:], kernel_size, stride, padding, output_size)
+    y = np.zeros((prod(lead), prod(size)), x.dtype)
+    for plane in range(prod(lead)):
+        for index, value in zip(
+            indices.reshape(*y.shape[:1], -1)[plane], x.reshape(*y.shape[:1], -1)[plane], strict=True
+        ):
+            y[plane, index] = value
+    return y.reshape(*lead, *size)
+
+
+def max_unpool_backward(
+    ndim: int,
+    grad_output: ArrayLike,
+    indices: ArrayLike,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    output_size: Sequence[int] | None = None,
+) -> NDArray:
+    """Return the gradient of :func:`max_unpool`: what stands at each index."""
+    grad_output, indices = np.asarray(grad_output), np.asarray(indices)
+    lead, size = indices.shape[:-ndim], prod(indices.shape[-ndim:])
+    flat = grad_output.reshape(prod(lead), prod(grad_output.shape[-ndim:]))
+    return np.take_along_axis(flat, indices.reshape(prod(lead), size), -1).reshape(indices.shape)
+
+
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (partial(adaptive_avg_pool, n) for n in (1, 2, 3))
+adaptive_avg_pool1d_backward, adaptive_avg_pool2d_backward, adaptive_avg_pool3d_backward = (
+    partial(adaptive_avg_pool_backward, ndim) for ndim in (1, 2, 3)
+)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (partial(adaptive_max_pool, n) for n in (1, 2, 3))
+adaptive_max_pool1d_backward, adaptive_max_pool2d_backward, adaptive_max_pool3d_backward = (
+    partial(adaptive_max_pool_backward, ndim) for ndim in (1, 2, 3)
+)
+lp_pool1d, lp_pool2d, lp_pool3d = (partial(lp_pool, ndim) for ndim in (1, 2, 3))
+lp_pool1d_backward, lp_pool2d_backward, lp_pool3d_backward = (partial(lp_pool_backward, ndim) for ndim in (1, 2, 3))
+max_unpool1d, max_unpool2d, max_unpool3d = (partial(max_unpool, ndim) for ndim in (1, 2, 3))
+max_unpool1d_backward, max_unpool2d_backward, max_unpool3d_backward = (
+    partial(max_unpool_backward, ndim) for ndim in (1, 2, 3)
+)
+
+
+# --- Unfolding -------------------------------------------------------------------------------------------------------
+
+
+def _rank(kernel_size: Ints) -> int:
+    return 2 if isinstance(kernel_size, Integral) else len(kernel_size)
+
+
+def _ordered(columns: NDArray, order: str | None) -> NDArray:
+    """(n, c * k, positions), or its columns of all images side by side."""
+    if order is None:
+        return columns
+    n, rows, positions = columns.shape
+    axes = {"batch_outer": (1, 0, 2), "batch_inner": (1, 2, 0)}[order]
+    return columns.transpose(axes).reshape(rows, n * positions)
+
+
+def unfold(
+    x: ArrayLike,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Padding = 0,
+    stride: Ints = 1,
+    *,
+    order: str | None = None,
+) -> NDArray:
+    """Copy each window to a column: im2col. An integer kernel is square, a tuple tells the number of dimensions.
+
+    ``columns[n, c * taps + k, p] = x[n, c, stride * p + dilation * k - before]``. ``order`` None gives (n, c * taps,
+    positions), "batch_outer" (c * taps, n * positions) and "batch_inner" (c * taps, positions * n).
+    """
+    x, ndim = np.asarray(x), _rank(kernel_size)
+    lead, (c, *size) = x.shape[: -ndim - 1], x.shape[-ndim - 1 :]
+    windows = _Windows(size, kernel_size, stride, padding, dilation)
+    views = [view for _, view in windows.taps(windows.padded(x))]
+    columns = np.stack(views, -ndim - 1).reshape(*lead, c * len(views), prod(windows.out))
+    return columns if order is None else _ordered(columns.reshape(-1, *columns.shape[-2:]), order)
+
+
+def fold(
+    x: ArrayLike,
+    output_size: Ints,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Padding = 0,
+    stride: Ints = 1,
+    *,
+    order: str | None = None,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Add each column to its window: col2im, the gradient of :func:`unfold`."""
+    like, (columns,), ndim = x, _doubles(x), _rank(kernel_size)
+    windows = _Windows(_per_dimension(output_size, ndim), kernel_size, stride, padding, dilation)
+    if order is not None:
+        n = columns.shape[1] // prod(windows.out)
+        shape = {"batch_outer": (n, prod(windows.out)), "batch_inner": (prod(windows.out), n)}[order]
+        columns = columns.reshape(len(columns), *shape).transpose((1, 0, 2) if order == "batch_outer" else (2, 0, 1))
+    lead, c = columns.shape[:-2], columns.shape[-2] // prod(windows.kernel)
+    taps = columns.reshape(*lead, c, *windows.kernel, *windows.out)
+    padded = windows.padded(np.zeros((*lead, c, *windows.size)))
+    for tap, view in windows.taps(padded):
+        view += taps[(..., *tap, *(slice(None),) * ndim)]
+    return _rounded(windows.cropped(padded), like, dtype)
 
 
 # --- Elementwise and linear ------------------------------------------------------------------------------------------

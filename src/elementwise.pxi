@@ -1,8 +1,9 @@
-"""Element by element: ReLU and its gradient; sums over channels."""
+"""Element by element: ReLU and its gradient; bias, residual and activation; sums over channels."""
 
 cdef enum:
     CHUNK = 1 << 15  # elements a task
     STREAM_BYTES = 16 << 20  # outputs from here on go past the caches
+    EPILOGUE_COLS = 256  # elements that share a line of a channel's bias
 
 cdef struct ElementwiseJob:
     kernels_t k
@@ -44,6 +45,54 @@ def relu(ndarray x not None, ndarray y not None):
 def relu_backward(ndarray g not None, ndarray x not None, ndarray y not None):
     """y = x <= 0 ? 0 : g; y may be g or x."""
     run_relu(g, x, y)
+
+
+cdef struct EpilogueJob:
+    kernels_t k
+    const char *bias
+    const char *residual
+    char *y
+    ptrdiff_t c, plane, chunks  # channels, elements a plane, tasks a plane
+    size_t es
+    int activation
+    double slope
+
+
+cdef void epilogue_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: up to CHUNK elements of a plane, as a matrix of EPILOGUE_COLS columns and what is left over."""
+    cdef EpilogueJob *j = <EpilogueJob *>job_
+    cdef ptrdiff_t plane = task // j.chunks, start = task % j.chunks * CHUNK, i
+    cdef ptrdiff_t n = min(<ptrdiff_t>CHUNK, j.plane - start), cols = min(<ptrdiff_t>EPILOGUE_COLS, n)
+    cdef size_t at = (plane * j.plane + start) * j.es, rest = n // cols * cols
+    cdef const char *residual = NULL if j.residual == NULL else j.residual + at
+    cdef char *bias = NULL
+    if j.bias != NULL:
+        bias = scratch
+        for i in range(cols):
+            memcpy(bias + i * j.es, j.bias + plane % j.c * j.es, j.es)
+    j.k.epilogue(j.y + at, cols, <int>(n // cols), <int>cols, bias, residual, j.activation, j.slope)
+    if n > <ptrdiff_t>rest:
+        j.k.epilogue(j.y + at + rest * j.es, cols, 1, <int>(n - rest), bias,
+                     NULL if residual == NULL else residual + rest * j.es, j.activation, j.slope)
+
+
+def epilogue(ndarray y not None, ndarray bias, ndarray residual, ptrdiff_t n, ptrdiff_t c, int activation=0,
+             double slope=0):
+    """y = activation(y + bias + residual) for y of shape (n, c, ...); bias, of c elements, and residual may be None."""
+    cdef EpilogueJob job
+    cdef ptrdiff_t size = PyArray_SIZE(y)
+    if size == 0:
+        return
+    job.es, job.c, job.plane = PyArray_ITEMSIZE(y), c, size // (n * c)
+    job.k, job.chunks = fc_tables(fc_get_isa())[job.es == 8], ceil_div(job.plane, CHUNK)
+    job.bias, job.residual, job.y = read(bias, job.es, c), read(residual, job.es, size), written(y, job.es, size)
+    job.activation, job.slope = activation, slope
+    cdef int threads = threads_for(8.0 * size)
+    cdef size_t scratch = aligned(EPILOGUE_COLS * job.es)
+    cdef Arena arena = lease(threads * scratch)
+    with nogil:
+        run_flushed(epilogue_task, &job, n * c * job.chunks, threads, <char *>arena.memory, scratch)
+    release(arena)
 
 
 cdef struct ChannelSumJob:

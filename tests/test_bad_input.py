@@ -46,6 +46,23 @@ VALID = {
         "out": (filled(2, 4, 6, 6), filled(6, 2, 3, 3), filled(6)),
         "algorithm": "gemm",
     },
+    "conv_transpose2d": {
+        "x": X,
+        "weight": ints(4, 3, 3, 3),
+        "bias": ints(6),
+        "groups": 2,
+        "residual": ints(2, 6, 8, 8),
+        "out": filled(2, 6, 8, 8),
+        "algorithm": "gemm",
+    },
+    "conv_transpose2d_backward": {
+        "grad_output": ints(2, 6, 8, 8),
+        "x": X,
+        "weight": ints(4, 3, 3, 3),
+        "groups": 2,
+        "out": (filled(2, 4, 6, 6), filled(4, 3, 3, 3), filled(6)),
+        "algorithm": "gemm",
+    },
     "max_pool2d": {"x": X, "kernel_size": 2, "out": filled(2, 4, 3, 3)},
     "max_pool2d_backward": {
         "grad_output": ints(2, 4, 3, 3),
@@ -61,6 +78,43 @@ VALID = {
         "kernel_size": 2,
         "out": filled(2, 4, 6, 6),
     },
+    "adaptive_avg_pool2d": {"x": X, "output_size": 3, "out": filled(2, 4, 3, 3)},
+    "adaptive_avg_pool2d_backward": {
+        "grad_output": ints(2, 4, 3, 3),
+        "input_shape": X.shape,
+        "output_size": 3,
+        "out": filled(2, 4, 6, 6),
+    },
+    "adaptive_max_pool2d": {"x": X, "output_size": 4, "out": filled(2, 4, 4, 4)},
+    "adaptive_max_pool2d_backward": {
+        "grad_output": ints(2, 4, 4, 4),
+        "indices": reference.adaptive_max_pool2d(X, 4, return_indices=True)[1],
+        "input_shape": X.shape,
+        "output_size": 4,
+        "out": filled(2, 4, 6, 6),
+    },
+    "lp_pool2d": {"x": X, "norm_type": 1, "kernel_size": 2, "out": filled(2, 4, 3, 3)},
+    "lp_pool2d_backward": {
+        "grad_output": ints(2, 4, 3, 3),
+        "x": X,
+        "norm_type": 1,
+        "kernel_size": 2,
+        "out": filled(2, 4, 6, 6),
+    },
+    "max_unpool2d": {
+        "x": ints(2, 4, 3, 3),
+        "indices": indices_of(X, kernel_size=2),
+        "kernel_size": 2,
+        "out": filled(2, 4, 6, 6),
+    },
+    "max_unpool2d_backward": {
+        "grad_output": X,
+        "indices": indices_of(X, kernel_size=2),
+        "kernel_size": 2,
+        "out": filled(2, 4, 3, 3),
+    },
+    "unfold": {"x": X, "kernel_size": 3, "out": filled(2, 36, 16)},
+    "fold": {"x": ints(2, 36, 16), "output_size": 6, "kernel_size": 3, "out": filled(2, 4, 6, 6)},
     "relu": {"x": X, "out": filled(2, 4, 6, 6)},
     "relu_backward": {"grad_output": ints(2, 4, 6, 6), "x_or_y": X, "out": filled(2, 4, 6, 6)},
     "linear": {"x": ints(5, 8), "weight": ints(3, 8), "bias": ints(3), "out": filled(5, 3)},
@@ -227,6 +281,94 @@ BAD = [
         {"grad_output": ints(5, 4)},
         ValueError,
         "grad_output.shape must equal the output's shape = (5, 3)",
+    ),
+    # Padding mode
+    ("conv2d", {"padding_mode": "constant"}, ValueError, "padding_mode must be one of 'zeros', 'reflect', "),
+    ("conv2d", {"padding_mode": None}, TypeError, "padding_mode must be a string, got None"),
+    ("conv2d", {"padding_mode": 1}, TypeError, "padding_mode must be a string, got 1"),
+    (
+        "conv2d",
+        {"padding_mode": "reflect", "padding": (1, 6)},
+        ValueError,
+        "padding must be at most 5 for x.shape[-1] = 6 in 'reflect', got 6",
+    ),
+    (
+        "conv2d_backward",
+        {"padding_mode": "circular", "padding": (7, 1)},
+        ValueError,
+        "padding must be at most 6 for x.shape[-2] = 6 in 'circular', got 7",
+    ),
+    (
+        "conv2d",
+        {"padding_mode": "replicate", "padding": 2, "x": ints(2, 4, 0, 6)},
+        ValueError,
+        "padding must be at most 0 for x.shape[-2] = 0 in 'replicate', got 2",
+    ),
+    ("conv2d", {"padding_mode": "reflect", "groups": 3}, ValueError, "groups must divide x.shape[1] = 4, got 3"),
+    # Adaptive, Lp and inverse pools
+    ("adaptive_avg_pool2d", {"x": ints(6, 6)}, ValueError, "x must have shape (n, c, ih, iw), or (c, ih, iw)"),
+    ("adaptive_avg_pool2d", {"output_size": 0}, ValueError, "output_size must be at least 1, got 0"),
+    ("adaptive_avg_pool2d", {"output_size": 2.0}, TypeError, "output_size must be an integer or a tuple of integers"),
+    (
+        "adaptive_avg_pool2d",
+        {"output_size": (1, 2, 3)},
+        ValueError,
+        "output_size must be an integer or have 2 elements",
+    ),
+    ("adaptive_max_pool2d", {"x": ints(2, 4, 0, 6)}, ValueError, "x.shape must have no spatial dimension of size 0"),
+    ("adaptive_max_pool2d", {"return_indices": 1}, TypeError, "return_indices must be a bool, got 1"),
+    ("lp_pool2d", {"norm_type": 0}, ValueError, "norm_type must be finite and above 0, got 0"),
+    ("lp_pool2d", {"norm_type": "2"}, TypeError, "norm_type must be a number, got '2'"),
+    (
+        "max_unpool2d",
+        {"indices": lambda a: a["indices"] + 8},
+        ValueError,
+        "indices must each lie inside the output, got ",
+    ),
+    ("max_unpool2d", {"x": ints(2, 4, 3, 4)}, ValueError, "x.shape must equal indices.shape = (2, 4, 3, 3), got "),
+    ("max_unpool2d", {"output_size": (8, 6)}, ValueError, "output_size must differ from (6, 6) by less than the str"),
+    ("max_unpool2d", {"output_size": 6}, TypeError, "output_size must be a tuple of integers or None, got 6"),
+    # Unfolding
+    ("unfold", {"x": ints(6, 6)}, ValueError, "x must have shape (n, c, ih, iw), or (c, ih, iw) unbatched, got (6, 6)"),
+    (
+        "unfold",
+        {"kernel_size": 7},
+        ValueError,
+        "(kernel_size - 1) * dilation + 1 must be at most the padded size[-2] =",
+    ),
+    ("unfold", {"order": "rows"}, ValueError, "order must be None, 'batch_outer' or 'batch_inner', got 'rows'"),
+    ("fold", {"x": ints(2, 35, 16)}, ValueError, "x.shape[-2] must be a multiple of the kernel's elements = 9, got 35"),
+    ("fold", {"output_size": 7}, ValueError, "x.shape[-1] must be the number of windows = 25, got 16"),
+    ("fold", {"order": "batch_outer"}, ValueError, "x must have shape (c * taps, n * positions), got (2, 36, 16)"),
+    # Transposed convolution
+    ("conv_transpose2d", {"x": ints(6, 6)}, ValueError, "x must have shape (n, ic, ih, iw), or (ic, ih, iw) unbatched"),
+    ("conv_transpose2d", {"weight": ints(4, 3, 3)}, ValueError, "weight must have shape (ic, oc // groups, kh, kw)"),
+    ("conv_transpose2d", {"weight": ints(6, 3, 3, 3)}, ValueError, "weight.shape[0] must equal x.shape[1] = 4, got 6"),
+    ("conv_transpose2d", {"weight": ints(4, 3, 0, 3)}, ValueError, "weight must have no dimension of size 0, got"),
+    ("conv_transpose2d", {"x": ints(2, 4, 0, 6)}, ValueError, "x.shape must have no spatial dimension of size 0"),
+    ("conv_transpose2d", {"groups": 3}, ValueError, "groups must divide x.shape[1] = 4, got 3"),
+    ("conv_transpose2d", {"bias": ints(3)}, ValueError, "bias.shape must equal (oc,) = (6,), got (3,)"),
+    ("conv_transpose2d", {"stride": 0}, ValueError, "stride must be at least 1, got 0"),
+    ("conv_transpose2d", {"output_padding": -1}, ValueError, "output_padding must be at least 0, got -1"),
+    (
+        "conv_transpose2d",
+        {"output_padding": 2, "stride": 2},
+        ValueError,
+        "output_padding must be less than stride or dilation = 2, got 2",
+    ),
+    ("conv_transpose2d", {"padding": "same"}, ValueError, "padding must be numbers, got 'same'"),
+    ("conv_transpose2d", {"padding": 4}, ValueError, "padding must be less in all than the whole output = 8, got 8"),
+    (
+        "conv_transpose2d",
+        {"algorithm": "winograd", "stride": 2},
+        ValueError,
+        "algorithm must be one of 'gemm', 'direct'",
+    ),
+    (
+        "conv_transpose2d_backward",
+        {"grad_output": ints(2, 6, 6, 6)},
+        ValueError,
+        "grad_output.shape must equal the output's shape = (2, 6, 8, 8), got (2, 6, 6, 6)",
     ),
     # Stride, dilation, kernel
     ("conv2d", {"stride": 0}, ValueError, "stride must be at least 1, got 0"),
@@ -542,7 +684,7 @@ def test_out_overlaps_an_argument(function, name, replace, other):
     check_refused(function, changes, ValueError, f"{name} must not share memory with {other}, got overlapping arrays")
 
 
-@pytest.mark.parametrize("function", ["conv2d_backward", "linear_backward"])
+@pytest.mark.parametrize("function", ["conv2d_backward", "conv_transpose2d_backward", "linear_backward"])
 def test_outs_overlap_one_another(function):
     outs = VALID[function]["out"]
     first, second = overlapping(outs[0], outs[1])

@@ -319,6 +319,61 @@ def test_equals_torch(torch, case, dtype):
         assert_close(a, e.grad.numpy(), 2 * bound(by, dtype, k, m), dtype, name)
 
 
+BORDERED = [
+    Case("padding 1", (2, 3, 6, 7), (4, 3, 3, 3), {"padding": 1}),
+    Case("asymmetric, stride 2", (2, 4, 7, 8), (6, 2, 3, 4), {"padding": ((2, 0), (0, 3)), "stride": 2, "groups": 2}),
+    Case("as much as there may be", (2, 3, 4, 5), (4, 3, 3, 3), {"padding": (3, 4)}),
+    Case("all before, or all after", (2, 3, 4, 5), (4, 3, 3, 3), {"padding": ((0, 3), (4, 0))}),
+    Case("same, even kernel, dilated", (2, 3, 7, 8), (5, 3, 4, 2), {"padding": "same", "dilation": 2}),
+    Case("no padding", (2, 3, 6, 7), (4, 3, 3, 3)),
+    Case("no image", (0, 3, 6, 6), (4, 3, 3, 3), {"padding": 1}),
+    Case("unbatched", (3, 8, 9), (4, 3, 3, 3), {"padding": 2}),
+    Case("1-D", (2, 5, 27), (7, 5, 5), {"padding": ((4, 1),)}),
+    Case("3-D", (2, 3, 4, 5, 6), (4, 3, 3, 3, 3), {"padding": (1, 2, 1)}),
+]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("case", BORDERED, ids=lambda case: case.reason)
+def test_padding_modes(case, mode, isa, dtype):
+    case = case._replace(options=case.options | {"padding_mode": mode})
+    x, weight, bias, g = case.arrays(dtype, generator(case).standard_normal)
+    options = case.options | {"algorithm": "gemm"}
+    expected = case.reference(x, weight, bias, **case.options, dtype=np.float64)
+    magnitude = case.reference(*map(np.abs, (x, weight, bias)), **case.options, dtype=np.float64)
+    limit = bound("gemm", dtype, case.terms(g)[0] + 1, magnitude)
+    assert_close(case.forward(x, weight, bias, **options), expected, limit, dtype, "output")
+    expected = case.reference_backward(g, x, weight, **case.options, dtype=np.float64)
+    magnitudes = case.reference_backward(*map(np.abs, (g, x, weight)), **case.options, dtype=np.float64)
+    terms = np.array(case.terms(g)[1]) * (2 ** (len(case.weight) - 2) * 9, 1, 1)  # the border folds back
+    out = tuple(np.empty(a.shape, dtype) for a in (x, weight, bias))
+    actual = case.backward(g, x, weight, **options, out=out)
+    for name, a, o, e, k, m in zip(GRADIENTS, actual, out, expected, terms, magnitudes, strict=True):
+        assert a is o
+        assert_close(a, e, bound("gemm", dtype, k, m), dtype, name)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("case", [case for case in BORDERED if torch_pads_so(case)], ids=lambda case: case.reason)
+def test_padding_modes_equal_torch(torch, case, mode):
+    ndim, options = len(case.weight) - 2, case.options
+    x, weight, _, g = case.arrays(np.float64, generator(case).standard_normal)
+    layer = getattr(torch.nn, f"Conv{ndim}d")(
+        case.weight[1], case.weight[0], case.weight[2:], **options, padding_mode=mode, bias=False
+    ).double()
+    if not x.size:
+        pytest.skip("PyTorch pads no empty batch")
+    layer.weight.data = torch.from_numpy(weight)
+    theirs = torch.from_numpy(x).requires_grad_()
+    y = layer(theirs)
+    y.backward(torch.from_numpy(g))
+    ours = case.forward(x, weight, **options, padding_mode=mode)
+    np.testing.assert_allclose(ours, y.detach(), rtol=1e-12, atol=1e-12)
+    grad_input, grad_weight, _ = case.backward(g, x, weight, **options, padding_mode=mode)
+    np.testing.assert_allclose(grad_input, theirs.grad, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(grad_weight, layer.weight.grad, rtol=1e-12, atol=1e-12)
+
+
 @st.composite
 def convolutions(draw):
     """Draw a case from the whole space of options, small."""

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
+from fastconv import layers
 from fastconv.layers import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Module, Parameter, ReLU, Sequential
 from fastconv.losses import CrossEntropyLoss
 from fastconv.optim import SGD, Adam
@@ -29,6 +30,24 @@ LAYERS = [
     (Flatten(), (2, 3, 2, 2)),
     (Flatten(0, 1), (2, 3, 4)),
     (Sequential(Conv2d(2, 3, 3, dtype=np.float64, rng=0), ReLU(), Sequential(MaxPool2d(2), Flatten())), (2, 2, 6, 6)),
+    (layers.Conv1d(3, 4, 3, 2, 2, padding_mode="reflect", dtype=np.float64, rng=0), (2, 3, 7)),
+    (layers.Conv2d(2, 3, 3, padding="same", padding_mode="circular", dtype=np.float64, rng=0), (2, 4, 5)),
+    (layers.Conv3d(2, 3, 2, padding=1, padding_mode="replicate", dtype=np.float64, rng=0), (1, 2, 3, 4, 3)),
+    (layers.ConvTranspose1d(3, 4, 4, 2, 1, dtype=np.float64, rng=0), (2, 3, 5)),
+    (layers.ConvTranspose2d(4, 6, (3, 2), 2, 1, 1, 2, True, 2, dtype=np.float64, rng=0), (2, 4, 3, 4)),
+    (layers.ConvTranspose3d(2, 3, 2, 2, bias=False, dtype=np.float64, rng=0), (1, 2, 2, 3, 2)),
+    (layers.MaxPool1d(2), (2, 3, 7)),
+    (layers.MaxPool3d(2, 1), (1, 2, 3, 4, 3)),
+    (layers.AvgPool1d(3, 2, 1), (2, 3, 7)),
+    (layers.AvgPool3d(2), (1, 2, 4, 4, 2)),
+    *(
+        (getattr(layers, f"Adaptive{kind}Pool{n}d")(size), (2, 2, 6, 5, 4)[: n + 2])
+        for kind in ("Avg", "Max")
+        for n, size in ((1, 4), (2, (3, None)), (3, 1))
+    ),
+    *((getattr(layers, f"LPPool{n}d")(3, 2, 1), (2, 2, 4, 3, 4)[: n + 2]) for n in (1, 2, 3)),
+    (layers.Unfold((3, 2), padding=1), (2, 3, 4, 5)),
+    (layers.Fold((4, 5), 2, stride=2, padding=1), (2, 12, 9)),
     (Sequential(), (2, 3)),
 ]
 
@@ -118,6 +137,74 @@ def test_outputs_and_gradients_equal_torch(torch, networks, rng):
     np.testing.assert_allclose(grad_input, their_x.grad, **ROUNDING)
     for (name, parameter), theirs_too in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         np.testing.assert_allclose(parameter.grad, theirs_too.grad, err_msg=name, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("Conv1d", (4, 6, 3, 2, 1, 1, 2), {"padding_mode": "circular"}),
+        ("Conv3d", (2, 3, (1, 2, 3)), {"bias": False, "padding": 1}),
+        ("ConvTranspose1d", (4, 6, 3, 2, 1, 1, 2, False), {}),
+        ("ConvTranspose2d", (4, 6, 3), {"dilation": 2, "padding": (1, 0)}),
+        ("ConvTranspose3d", (2, 3, 2, 2), {}),
+        ("AdaptiveAvgPool2d", ((3, None),), {}),
+        ("AdaptiveMaxPool2d", (3,), {}),
+        ("LPPool2d", (2, 3), {"stride": 1}),
+        ("Unfold", ((2, 3),), {"padding": 1}),
+    ],
+)
+def test_layer_equals_torch(torch, rng, name, arguments, options):
+    initial = {"dtype": np.float64, "rng": rng} if name.startswith("Conv") else {}
+    ours, theirs = (
+        getattr(layers, name)(*arguments, **options, **initial),
+        getattr(torch.nn, name)(*arguments, **options),
+    )
+    theirs = theirs.double()
+    assert repr(ours) == repr(theirs)
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in ours.state_dict().items()})
+    ndim = int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else 2
+    x = rng.standard_normal((2, arguments[0] if initial else 3, 7, 6, 5)[: ndim + 2])
+    their_x = torch.from_numpy(x).requires_grad_()
+    y, expected = ours(x), theirs(their_x)
+    np.testing.assert_allclose(y, expected.detach(), **ROUNDING)
+    g = rng.standard_normal(y.shape)
+    expected.backward(torch.from_numpy(g))
+    np.testing.assert_allclose(ours.backward(g), their_x.grad, **ROUNDING)
+    for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(parameter.grad, other.grad, **ROUNDING)
+
+
+def test_unpooling_puts_maxima_back(rng):
+    pool, unpool = layers.MaxPool2d(2, return_indices=True), layers.MaxUnpool2d(2)
+    x = rng.standard_normal((2, 3, 4, 6))
+    y, indices = pool(x)
+    back = unpool(y, indices)
+    np.testing.assert_array_equal(back, np.where(np.isin(x, y), x, 0))
+    np.testing.assert_array_equal(unpool.backward(back), y)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.Conv1d(3, 4, (3, 3)), "Conv1d: kernel_size must be an integer or have 1 elements"),
+        (lambda: layers.Conv3d(3, 4, 3, padding_mode="mirror"), "Conv3d: padding_mode must be one of"),
+        (
+            lambda: layers.ConvTranspose2d(3, 4, 3, padding_mode="reflect"),
+            "ConvTranspose2d: padding_mode must be 'zeros'",
+        ),
+        (
+            lambda: layers.ConvTranspose2d(3, 4, 3, output_padding=-1),
+            "ConvTranspose2d: output_padding must be at least 0",
+        ),
+        (
+            lambda: layers.ConvTranspose2d(3, 4, 3, groups=3),
+            "ConvTranspose2d: out_channels must be divisible by groups",
+        ),
+    ],
+)
+def test_wrong_layers_of_several_ranks(make, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()
 
 
 def test_state_dict_of_torch_can_be_loaded(networks, rng):

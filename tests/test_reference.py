@@ -46,6 +46,30 @@ def test_conv_equals_torch(torch, rng, x_shape, weight_shape, options):
         np.testing.assert_allclose(a, b, **EXACT)
 
 
+TRANSPOSED = [
+    # x, weight, options
+    ((2, 3, 7), (3, 4, 5), {"stride": 2, "output_padding": 1, "padding": 2}),
+    ((4, 9), (4, 2, 3), {"padding": 1, "groups": 2}),
+    ((2, 3, 5, 4), (3, 4, 3, 2), {"stride": (2, 3), "output_padding": (1, 2)}),
+    ((2, 4, 5, 4), (4, 1, 3, 3), {"groups": 4, "dilation": 3, "output_padding": 2, "padding": (2, 0)}),
+    ((0, 2, 5, 5), (2, 3, 3, 3), {}),
+    ((2, 2, 3, 4, 2), (2, 3, 2, 3, 2), {"stride": (1, 2, 1), "padding": (1, 0, 1)}),
+]
+
+
+@pytest.mark.parametrize(("x_shape", "weight_shape", "options"), TRANSPOSED)
+def test_conv_transpose_equals_torch(torch, rng, x_shape, weight_shape, options):
+    name = f"conv_transpose{len(weight_shape) - 2}d"
+    bias_shape = (weight_shape[1] * options.get("groups", 1),)
+    arrays = [rng.standard_normal(shape) for shape in (x_shape, weight_shape, bias_shape)]
+    theirs = getattr(torch.nn.functional, name)
+    y, g, gradients = with_gradients(torch, lambda *t: theirs(*t, **options), arrays, rng.standard_normal)
+    np.testing.assert_allclose(getattr(reference, name)(*arrays, **options), y, **EXACT)
+    ours = getattr(reference, f"{name}_backward")(g, *arrays[:2], **options)
+    for a, b in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(a, b, **EXACT)
+
+
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("batched", [True, False])
 def test_max_pool_equals_torch(torch, rng, ndim, batched):
