@@ -11,14 +11,18 @@
 :mod:`fastconv.reference` every operator in plain NumPy. ``python -m fastconv`` lists what else there is.
 """
 
-from . import functional, layers, losses, optim, reference
+from . import activations, functional, layers, losses, normalization, optim, reference
+from .activations import *  # noqa: F403
 from .functional import *  # noqa: F403
+from .normalization import *  # noqa: F403
 from .runtime import empty_cache, get_num_threads, isa, set_num_threads, show_config, threads
 
 __version__ = "0.1.0"
 
 __all__ = [
+    *activations.__all__,
     *functional.__all__,
+    *normalization.__all__,
     "empty_cache",
     "functional",
     "get_num_threads",
