@@ -24,6 +24,7 @@ from . import activations, functional, normalization
 
 __all__ = [
     "AvgPool2d",
+    "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -695,8 +696,8 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
-class _BatchNorm(Module):
-    """Batch normalisation: :func:`fastconv.batch_norm`, its parameters and its running statistics.
+class BatchNorm(Module):
+    """Base of batch normalisation: :func:`fastconv.batch_norm`, its parameters and its running statistics.
 
     In training mode channels are normalised by the statistics of the batch, else by the running ones.
 
@@ -782,18 +783,21 @@ class _BatchNorm(Module):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
 
 
-class BatchNorm1d(_BatchNorm):
-    __doc__ = f"Of ``(n, c)`` or ``(n, c, w)``. {_BatchNorm.__doc__}"
+class BatchNorm1d(BatchNorm):
+    """Of ``(n, c)`` or ``(n, c, w)``; see :class:`BatchNorm`."""
+
     dimensions = (2, 3)
 
 
-class BatchNorm2d(_BatchNorm):
-    __doc__ = f"Of ``(n, c, h, w)``. {_BatchNorm.__doc__}"
+class BatchNorm2d(BatchNorm):
+    """Of ``(n, c, h, w)``; see :class:`BatchNorm`."""
+
     dimensions = (4,)
 
 
-class BatchNorm3d(_BatchNorm):
-    __doc__ = f"Of ``(n, c, d, h, w)``. {_BatchNorm.__doc__}"
+class BatchNorm3d(BatchNorm):
+    """Of ``(n, c, d, h, w)``; see :class:`BatchNorm`."""
+
     dimensions = (5,)
 
 
