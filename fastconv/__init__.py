@@ -11,7 +11,7 @@
 :mod:`fastconv.reference` every operator in plain NumPy. ``python -m fastconv`` lists what else there is.
 """
 
-from . import activations, functional, layers, losses, normalization, optim, reference
+from . import activations, functional, layers, losses, models, normalization, optim, reference
 from .activations import *  # noqa: F403
 from .functional import *  # noqa: F403
 from .normalization import *  # noqa: F403
@@ -29,6 +29,7 @@ __all__ = [
     "isa",
     "layers",
     "losses",
+    "models",
     "optim",
     "reference",
     "set_num_threads",
