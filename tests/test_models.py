@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fastconv import models
+from fastconv.layers import Linear
 
 COUNTS = {
     "lenet5": 61_706,
@@ -151,17 +152,17 @@ def doubled(model):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_torch(torch, name, rng):
-    """With batch normalisation in float64: of a few pixels, tens of layers deep, it makes much of a rounding."""
+    """In float64: a rounding may change which pixel a pool takes, and batch normalisation makes much of it."""
     build, size, options = NETWORKS[name]
     model, theirs = getattr(models, name)(7, rng=0, **options), build(torch.nn, 7)
-    dtype = np.float64 if any(model.named_buffers()) else np.float32
-    if dtype == np.float64:
-        doubled(model)
-        theirs.double()
+    assert model.state_dict().keys() == theirs.state_dict().keys()
+    if name == "alexnet":  # 57 of its 61 million weights, in a chain of layers that tests of their own cover
+        model.classifier, theirs.classifier = Linear(9216, 7, rng=0), torch.nn.Linear(9216, 7)
+    doubled(model)
+    theirs.double()
     state = model.state_dict()
-    assert state.keys() == theirs.state_dict().keys()
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
-    x, g = (rng.standard_normal(shape).astype(dtype) for shape in ((2, 3, size, size), (2, 7)))
+    x, g = rng.standard_normal((2, 3, size, size)), rng.standard_normal((2, 7))
     y, expected = model(x), theirs(torch.from_numpy(x))
     expected.backward(torch.from_numpy(g))
     model.backward(g, needs_input_grad=False)
@@ -177,8 +178,8 @@ def test_equals_torch(torch, name, rng):
 def assert_near(actual, expected, what=""):
     expected = expected.detach().numpy()
     assert actual.shape == expected.shape
-    limit = 1e-8 if expected.dtype == np.float64 else 1e-4
-    assert np.abs(actual - expected).max() <= 1e-10 + limit * np.abs(expected).max(), what
+    error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-2)
+    assert error <= 1e-7, what
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
