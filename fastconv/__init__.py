@@ -13,6 +13,7 @@
 
 from . import activations, functional, layers, losses, models, normalization, optim, reference
 from .activations import *  # noqa: F403
+from .folding import fold_batch_norm
 from .functional import *  # noqa: F403
 from .normalization import *  # noqa: F403
 from .runtime import empty_cache, get_num_threads, isa, set_num_threads, show_config, threads
@@ -24,6 +25,7 @@ __all__ = [
     *functional.__all__,
     *normalization.__all__,
     "empty_cache",
+    "fold_batch_norm",
     "functional",
     "get_num_threads",
     "isa",

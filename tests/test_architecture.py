@@ -17,7 +17,7 @@ RANKS = {
             "functional",
             "activations normalization",
             "layers losses optim",
-            "models training",
+            "folding models training",
         ]
     )
     for name in names.split()
