@@ -78,9 +78,8 @@ def fold_batch_norm(model: Module) -> Module:
       (0): FusedConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), activation=relu)
     )
     """
-    for module in model.modules():
-        module._remembered = None  # activations of the last step are no part of the copy
-    return _folded(copy.deepcopy(model)).eval()
+    forgotten = {id(module._remembered): None for module in model.modules()}  # what backward reads is not copied
+    return _folded(copy.deepcopy(model, forgotten)).eval()
 
 
 def _folded(layer: Module) -> Module:

@@ -38,6 +38,8 @@ def test_outputs(name, rng):
     model = trained(NETWORKS[name](), rng, 64)
     x, before = rng.standard_normal((2, 3, 64, 64), np.float32), model.state_dict()
     folded = fold_batch_norm(model)
+    assert all(module._remembered is None for module in folded.modules())
+    assert any(module._remembered is not None for module in model.modules())
     expected, y = model.eval()(x), folded(x)
     assert np.abs(y - expected).max() <= 2e-4 * np.abs(expected).max()
     assert before.keys() == model.state_dict().keys()
