@@ -114,6 +114,18 @@ def test_softmax_of_large_and_non_finite(torch, name, isa, dtype):
     np.testing.assert_allclose(getattr(fastconv, name)(x), expected, rtol=10 * np.finfo(dtype).eps)
 
 
+def test_threads_change_no_bit(isa, dtype, rng):
+    x = rng.standard_normal((70, 3001)).astype(dtype)
+    for name in [*NAMES, "softmax", "log_softmax"]:
+        results = []
+        for n in (1, 2, 3):
+            with fastconv.threads(n):
+                y = getattr(fastconv, name)(x)
+                results.append((y, getattr(fastconv, f"{name}_backward")(x, y)))
+        for other in results[1:]:
+            np.testing.assert_array_equal(other, results[0], err_msg=name)
+
+
 X = np.ones((2, 3), np.float32)
 
 
