@@ -586,7 +586,7 @@ def _conv_backward(
 
     if grad_input is not None and grad_input.size:
         panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
-        grad_padded = grad_input if borders is None else _empty(x.shape, dtype)
+        grad_padded = grad_input if borders is None else _empty(x.shape, dtype.char)
         _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_padded, panels)
         if borders is not None:
             grad_input[...] = strided.fold_borders(grad_padded, in_shape[-ndim:], borders, padding_mode)
@@ -1260,7 +1260,7 @@ def _adaptive_max_pool(
     call = _find_adaptive_call(function, ndim, x.shape, output_size)
     geometry.check_flag(function, "return_indices", return_indices)
     target = _target(function, "out", out, call.out_shape, x.dtype)
-    indices = _empty(call.out_shape, _INT64) if return_indices else None
+    indices = np.empty(call.out_shape, _INT64) if return_indices else None
     if target.size:
         if call.even is not None:
             _kernels.max_pool(call.even.plan, x, target, indices)
@@ -1426,7 +1426,7 @@ def _lp_pool_backward(
     target = _target(function, "out", out, x.shape, x.dtype)
     if target.size:
         with np.errstate(all="ignore"):
-            magnitude, norm = np.abs(x), _empty(call.out_shape, x.dtype)
+            magnitude, norm = np.abs(x), _empty(call.out_shape, x.dtype.char)
             _kernels.avg_pool(call.plan, magnitude**p, norm)
             share = grad_output * norm ** (1 / p - 1)  # the norm without its root: y ** (1 - p)
             _kernels.avg_pool_backward(call.plan, share, target)
@@ -1723,7 +1723,7 @@ def _same_elements(a: NDArray, b: Any) -> bool:
 
 def _check_elementwise_overlap(function: str, out: Any, others: dict[str, Any]) -> None:
     """Check as `_check_overlap`, but let `out` be one of the other arguments."""
-    if not all([_kernels.apart(out, v) for v in others.values()]):
+    if not all(_kernels.apart(out, v) for v in others.values()):
         _check_overlap(function, "out", out, {k: v for k, v in others.items() if not _same_elements(out, v)})
 
 

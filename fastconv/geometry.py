@@ -687,6 +687,40 @@ def linear_sizes(function: str, x_shape: tuple[int, ...], weight_shape: tuple[in
     return math.prod(x_shape[:-1]), in_features, out_features
 
 
+def norm_sizes(function: str, x_shape: tuple[int, ...], training: bool) -> tuple[int, int]:
+    """Return the number of channels of ``(n, c, ...)`` and that of the values of each."""
+    if len(x_shape) < 2 or x_shape[1] < 1:
+        _value_error(function, "x must have shape (n, c, ...), c at least 1", x_shape)
+    count = math.prod(x_shape) // x_shape[1]
+    if training and count < 2:
+        _value_error(function, "x must have more than one value a channel where training is True", f"shape {x_shape}")
+    return x_shape[1], count
+
+
+def check_axis(function: str, axis: Any, ndim: int) -> int:
+    """Return an axis of an array as an int from 0."""
+    number = plain(function, "axis", axis)
+    if type(number) is not int:
+        raise TypeError(f"{function}: axis must be an integer, got {axis!r}")
+    if not -ndim <= number < ndim:
+        _value_error(function, f"axis must be one of the {ndim} of x", number)
+    return number % ndim
+
+
+def check_number(function: str, name: str, value: Any) -> float:
+    """Return a finite number >= 0."""
+    if type(value) is bool or not isinstance(value, Real):
+        raise TypeError(f"{function}: {name} must be a number, got {value!r}")
+    if not 0 <= value < math.inf:
+        _value_error(function, f"{name} must be finite and at least 0", value)
+    return float(value)
+
+
+def check_count(function: str, name: str, value: Any) -> int:
+    """Return an integer >= 1."""
+    return _integer(function, name, value, 1)
+
+
 def _value_error(function: str, rule: str, got: object) -> NoReturn:
     raise ValueError(f"{function}: {rule}, got {got}")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from . import functional, geometry
+from . import activations, functional, geometry, normalization
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -33,18 +33,28 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Concat",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Dropout",
     "Flatten",
     "Fold",
+    "Hardswish",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
+    "LeakyReLU",
     "Linear",
+    "LocalResponseNorm",
+    "LogSoftmax",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
@@ -54,7 +64,13 @@ __all__ = [
     "Module",
     "Parameter",
     "ReLU",
+    "ReLU6",
+    "Residual",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
     "Unfold",
 ]
 
@@ -120,9 +136,12 @@ class Module:
     ----------
     training : bool
         Whether :meth:`forward` remembers what :meth:`backward` needs; set by :meth:`train` and :meth:`eval`.
+    buffer_names : tuple of str
+        Attributes that are arrays, or None, and belong to the state without being learned.
     """
 
     training = True
+    buffer_names: tuple[str, ...] = ()
     _remembered: tuple[Any, ...] | None = None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -184,6 +203,16 @@ class Module:
                 if isinstance(value, Parameter):
                     yield (f"{prefix}.{name}" if prefix else name), value
 
+    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield every array that belongs to the state but is not learned, with its name."""
+        for prefix, module in self.named_modules():
+            for name in module.buffer_names:
+                if getattr(module, name) is not None:
+                    yield (f"{prefix}.{name}" if prefix else name), getattr(module, name)
+
+    def _named_state(self) -> dict[str, np.ndarray]:
+        return {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
+
     def parameters(self) -> Iterator[Parameter]:
         """Yield every parameter once."""
         return iter(dict.fromkeys(parameter for _, parameter in self.named_parameters()))
@@ -204,18 +233,18 @@ class Module:
         return self.train(False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return a copy of every parameter's values, by name."""
-        return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+        """Return a copy of the values of every parameter and buffer, by name."""
+        return {name: values.copy() for name, values in self._named_state().items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy values into the parameters, in place; either all of them or, on an error, none.
+        """Copy values into the parameters and buffers, in place; either all of them or, on an error, none.
 
         Parameters
         ----------
         state_dict : mapping of str to array_like
             Such as :meth:`state_dict` returns, here or in PyTorch; converted to the type of each parameter.
         strict : bool
-            Whether every parameter must be there, and nothing else.
+            Whether every parameter and buffer must be there, and nothing else.
 
         Raises
         ------
@@ -224,7 +253,7 @@ class Module:
         TypeError
             An array cannot become floating point.
         """
-        parameters = dict(self.named_parameters())
+        parameters = self._named_state()
         if strict and parameters.keys() != state_dict.keys():
             differences = {
                 "missing": [key for key in parameters if key not in state_dict],
@@ -234,13 +263,13 @@ class Module:
             raise ValueError(f"load_state_dict: keys must be those of {type(self).__name__}, got {got}")
         values = {name: np.asarray(state_dict[name]) for name in parameters if name in state_dict}
         for name, value in values.items():
-            data = parameters[name].data
+            data = parameters[name]
             if value.shape != data.shape:
                 raise ValueError(f"load_state_dict: {name!r} must have shape {data.shape}, got {value.shape}")
             if not np.can_cast(value.dtype, data.dtype, "same_kind"):
                 raise TypeError(f"load_state_dict: {name!r} must be castable to {data.dtype}, got {value.dtype}")
         for name, value in values.items():
-            parameters[name].data[...] = value
+            parameters[name][...] = value
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments as ``repr`` shows them."""
@@ -963,6 +992,286 @@ class ReLU(Module):
         return "inplace=True" if self.inplace else ""
 
 
+class _Activation(Module):
+    """A function of each element, the name of which is that of the layer; backward reads its input or its output."""
+
+    function = ""
+    reads_output = True
+
+    def _options(self) -> tuple[Any, ...]:
+        return ()
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = getattr(activations, self.function)(x, *self._options())
+        self._remember(y if self.reads_output else x)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        return getattr(activations, f"{self.function}_backward")(grad_output, *self._recall(), *self._options())
+
+
+class ReLU6(Module):
+    """``min(max(x, 0), 6)``: :func:`fastconv.relu6`.
+
+    Parameters
+    ----------
+    inplace : bool
+        Whether to write over the input.
+    """
+
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = activations.relu6(x, out=x if self.inplace else None)
+        self._remember(y)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        return activations.relu6_backward(grad_output, *self._recall())
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class LeakyReLU(_Activation):
+    """``x`` above 0, ``negative_slope * x`` below: :func:`fastconv.leaky_relu`.
+
+    Parameters
+    ----------
+    negative_slope : float
+        Finite.
+    """
+
+    function, reads_output = "leaky_relu", False
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = negative_slope
+
+    def _options(self):
+        return (self.negative_slope,)
+
+    def extra_repr(self) -> str:
+        return f"negative_slope={self.negative_slope}"
+
+
+class Sigmoid(_Activation):
+    """``1 / (1 + exp(-x))``: :func:`fastconv.sigmoid`."""
+
+    function = "sigmoid"
+
+
+class Tanh(_Activation):
+    """Hyperbolic tangent: :func:`fastconv.tanh`."""
+
+    function = "tanh"
+
+
+class SiLU(_Activation):
+    """``x * sigmoid(x)``: :func:`fastconv.silu`."""
+
+    function, reads_output = "silu", False
+
+
+class Hardswish(_Activation):
+    """``x * relu6(x + 3) / 6``: :func:`fastconv.hardswish`."""
+
+    function, reads_output = "hardswish", False
+
+
+class Softmax(_Activation):
+    """``exp(x) / sum of exp(x)`` along `dim`: :func:`fastconv.softmax`.
+
+    Parameters
+    ----------
+    dim : int
+        The axis.
+    """
+
+    function = "softmax"
+
+    def __init__(self, dim: int = -1) -> None:
+        self.dim = dim
+
+    def _options(self):
+        return (self.dim,)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class LogSoftmax(Softmax):
+    """The logarithm of :class:`Softmax`: :func:`fastconv.log_softmax`."""
+
+    function = "log_softmax"
+
+
+class Dropout(Module):
+    """In training, elements are 0 with probability `p` and else ``x / (1 - p)``; `x` itself in inference.
+
+    Parameters
+    ----------
+    p : float
+        From 0 to below 1.
+    rng : None, int or numpy.random.Generator
+        Seed or source of what is dropped.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: int | np.random.Generator | None = None) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be from 0 to below 1, got {p}")
+        self.p, self.rng = p, np.random.default_rng(rng)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        if not self.training:
+            self._remember()
+            return x
+        factors = (self.rng.random(x.shape, np.float32) >= self.p).astype(x.dtype)
+        factors *= x.dtype.type(1 / (1 - self.p))
+        self._remember(factors)
+        return x * factors
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (factors,) = self._recall()
+        return grad_output * factors
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class BatchNorm(Module):
+    """Base of batch normalisation: :func:`fastconv.batch_norm`, its parameters and its running statistics.
+
+    In training mode channels are normalised by the statistics of the batch, else by the running ones.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        Share of a batch in the running statistics; None: of k batches so far, each has 1 / k.
+    affine : bool
+        Whether each channel has a scale and an offset that are learned.
+    dtype : dtype
+        float32 or float64.
+
+    Attributes
+    ----------
+    weight, bias : Parameter or None
+        ``(num_features,)``, ones and zeros at first.
+    running_mean, running_var : ndarray
+        ``(num_features,)``, zeros and ones at first.
+    num_batches_tracked : ndarray of int64, ()
+        Forward passes in training mode.
+    """
+
+    buffer_names = ("running_mean", "running_var", "num_batches_tracked")
+    dimensions: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        dtype: Any = np.float32,
+    ) -> None:
+        _check_sizes(type(self).__name__, 1, num_features=num_features)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
+        self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
+        self.running_mean, self.running_var = np.zeros(num_features, dtype), np.ones(num_features, dtype)
+        self.num_batches_tracked = np.zeros((), np.int64)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        if np.ndim(x) not in self.dimensions:
+            wanted = " or ".join(map(str, self.dimensions))
+            raise ValueError(f"{type(self).__name__}: x must have {wanted} dimensions, got {np.ndim(x)}")
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / (int(self.num_batches_tracked) + 1)
+        y, mean, var = normalization.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            *self._values(),
+            self.training,
+            momentum,
+            self.eps,
+            return_statistics=True,
+        )
+        if self.training:
+            self.num_batches_tracked += 1
+        self._remember(x, mean, var)
+        return y
+
+    def _values(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        return (None, None) if self.weight is None else (self.weight.data, self.bias.data)
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        x, mean, var = self._recall()
+        learns = self.weight is not None
+        grad_input, grad_weight, grad_bias = normalization.batch_norm_backward(
+            grad_output, x, mean, var, self._values()[0], True, self.eps, output_mask=(needs_input_grad, learns, learns)
+        )
+        if learns:
+            self.weight.accumulate(grad_weight)
+            self.bias.accumulate(grad_bias)
+        return grad_input
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+
+class BatchNorm1d(BatchNorm):
+    """Of ``(n, c)`` or ``(n, c, w)``; see :class:`BatchNorm`."""
+
+    dimensions = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """Of ``(n, c, h, w)``; see :class:`BatchNorm`."""
+
+    dimensions = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """Of ``(n, c, d, h, w)``; see :class:`BatchNorm`."""
+
+    dimensions = (5,)
+
+
+class LocalResponseNorm(Module):
+    """Normalisation by the mean square of neighbouring channels: :func:`fastconv.local_response_norm`.
+
+    Parameters
+    ----------
+    size, alpha, beta, k
+        As there.
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def _options(self):
+        return self.size, self.alpha, self.beta, self.k
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = normalization.local_response_norm(x, *self._options())
+        self._remember(x)
+        return y
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray:
+        (x,) = self._recall()
+        return normalization.local_response_norm_backward(grad_output, x, *self._options())
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
 class Flatten(Module):
     """Join the dimensions `start_dim` to `end_dim`; by default, all but the batch.
 
@@ -1037,3 +1346,75 @@ class Sequential(Module):
         for i, layer in reversed([*enumerate(layers)][last:]):
             grad_output = layer.backward(grad_output, needs_input_grad or i > last)
         return grad_output if needs_input_grad else None
+
+
+class Residual(Module):
+    """``activation(body(x) + shortcut(x))``, the shortcut being `x` itself by default.
+
+    Names in ``state_dict`` are torchvision's: those of the layers of `body`, and ``downsample`` for the shortcut.
+
+    Parameters
+    ----------
+    body : Module
+        What the shortcut goes around; a layer that is no Sequential becomes one.
+    shortcut : Module, optional
+        Brings `x` to the shape of the body's output.
+    activation : Module, optional
+        Applied to the sum.
+
+    Examples
+    --------
+    >>> from fastconv.layers import BatchNorm2d, Conv2d, ReLU, Residual, Sequential
+    >>> block = Residual(Sequential(Conv2d(4, 4, 3, padding=1, bias=False), BatchNorm2d(4)), activation=ReLU())
+    >>> [name for name, _ in block.named_parameters()]
+    ['0.weight', '1.weight', '1.bias']
+    """
+
+    def __init__(self, body: Module, shortcut: Module | None = None, activation: Module | None = None) -> None:
+        self.body = body if isinstance(body, Sequential) else Sequential(body)
+        self.shortcut, self.activation = shortcut, activation
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        yield from self.body.named_children()
+        for name, layer in ("activation", self.activation), ("downsample", self.shortcut):
+            if layer is not None:
+                yield name, layer
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = self.body(x) + (x if self.shortcut is None else self.shortcut(x))
+        return y if self.activation is None else self.activation(y)
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        if self.activation is not None:
+            grad_output = self.activation.backward(grad_output)
+        grad_input = self.body.backward(grad_output, needs_input_grad)
+        if self.shortcut is not None:
+            grad_output = self.shortcut.backward(grad_output, needs_input_grad)
+        return grad_input + grad_output if needs_input_grad else None
+
+
+class Concat(Module):
+    """The outputs of several branches of the same input, joined along the channels.
+
+    Parameters
+    ----------
+    *branches : Module, or one mapping of str to Module
+        As of :class:`Sequential`; an empty Sequential hands on its input.
+    """
+
+    def __init__(self, *branches: Module | Mapping[str, Module]) -> None:
+        vars(self).update(vars(Sequential(*branches)))
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        outputs = [branch(x) for _, branch in self.named_children()]
+        self._remember([y.shape[1] for y in outputs])
+        return np.concatenate(outputs, axis=1)
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        (channels,) = self._recall()
+        parts = np.split(grad_output, np.cumsum(channels)[:-1], axis=1)
+        gradients = [
+            branch.backward(part, needs_input_grad)
+            for (_, branch), part in zip(self.named_children(), parts, strict=True)
+        ]
+        return sum(gradients[1:], gradients[0]) if needs_input_grad else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["CrossEntropyLoss"]
+__all__ = ["CrossEntropyLoss", "MSELoss"]
 
 
 class CrossEntropyLoss:
@@ -103,3 +103,70 @@ def _check(logits: np.ndarray, labels: np.ndarray) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(f"CrossEntropyLoss: labels[{row}] must be in 0 ... {classes - 1}, got {labels[row]}")
+
+
+class MSELoss:
+    """Mean of the squared differences between predictions and targets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv.losses import MSELoss
+    >>> criterion = MSELoss()
+    >>> criterion(np.array([1.0, 2.0]), np.array([1.0, 0.0]))
+    2.0
+    >>> criterion.backward()
+    array([0., 2.])
+    """
+
+    _difference: np.ndarray | None = None
+
+    def __call__(self, predictions: np.ndarray, targets: np.ndarray) -> float:
+        return self.forward(predictions, targets)
+
+    def forward(self, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Return the mean loss.
+
+        Parameters
+        ----------
+        predictions : ndarray of float32 or float64, any shape
+            At least one element.
+        targets : array_like, the shape of `predictions`
+            Converted to their type.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError
+            `predictions` are not floating point.
+        ValueError
+            A shape is wrong.
+        """
+        predictions, targets = np.asarray(predictions), np.asarray(targets)
+        if predictions.dtype not in (np.float32, np.float64):
+            raise TypeError(f"MSELoss: predictions.dtype must be float32 or float64, got {predictions.dtype}")
+        if targets.shape != predictions.shape:
+            rule = f"targets.shape must equal predictions.shape = {predictions.shape}"
+            raise ValueError(f"MSELoss: {rule}, got {targets.shape}")
+        if not predictions.size:
+            raise ValueError(f"MSELoss: predictions must have at least one element, got shape {predictions.shape}")
+        self._difference = predictions - targets.astype(predictions.dtype, copy=False)
+        return float(np.mean(np.square(self._difference), dtype=np.float64))
+
+    def backward(self) -> np.ndarray:
+        """Return the gradient of the last loss in its predictions.
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward pass.
+        """
+        if self._difference is None:
+            raise RuntimeError("MSELoss.backward: there must have been a forward pass, got none")
+        return self._difference * self._difference.dtype.type(2 / self._difference.size)
+
+    def __repr__(self) -> str:
+        return "MSELoss()"

@@ -15,7 +15,7 @@ import numpy as np
 
 from .layers import Parameter
 
-__all__ = ["SGD", "Adam", "Optimizer"]
+__all__ = ["SGD", "Adam", "AdamW", "CosineAnnealingLR", "Optimizer", "Schedule", "StepLR"]
 
 BLOCK = 16384  # elements: with its two blocks of scratch and two of state, a float32 update takes 384 KiB
 
@@ -214,11 +214,15 @@ class Adam(Optimizer):
             self._refuse("betas must be two numbers from 0 to below 1", betas)
         super()._set_options(options)
 
+    def _decayed(self, d: np.ndarray, data: np.ndarray, grad: np.ndarray) -> np.ndarray:
+        """Return the gradient with the decay in it, written to `d`."""
+        np.multiply(data, self.weight_decay, out=d)
+        return np.add(d, grad, out=d)
+
     def _update(self, step, d, scratch, data, grad, exp_avg, exp_avg_sq):
         beta1, beta2 = self.betas
         if self.weight_decay:
-            np.multiply(data, self.weight_decay, out=d)
-            grad = np.add(d, grad, out=d)
+            grad = self._decayed(d, data, grad)
         np.subtract(grad, exp_avg, out=scratch)
         scratch *= 1 - beta1
         exp_avg += scratch
@@ -232,3 +236,112 @@ class Adam(Optimizer):
         np.divide(exp_avg, scratch, out=scratch)
         scratch *= self.lr / (1 - beta1**step)
         data -= scratch
+
+
+class AdamW(Adam):
+    """:class:`Adam` with decoupled weight decay, as PyTorch's: ``data *= 1 - lr * weight_decay`` before the step.
+
+    Parameters
+    ----------
+    parameters, lr, betas, eps, weight_decay
+        As in :class:`Adam`.
+
+    References
+    ----------
+    Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+    def _decayed(self, d, data, grad):
+        data *= 1 - self.lr * self.weight_decay
+        return grad
+
+
+class Schedule:
+    """Base of the learning-rate schedules: after epoch number `epoch`, the rate is :meth:`rate` times the first.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Its `lr` is the first rate, and is set by :meth:`step`.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer, self.base_lr, self.epoch = optimizer, optimizer.lr, 0
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate after `epoch` epochs."""
+        raise NotImplementedError(f"{type(self).__name__}.rate")
+
+    def step(self) -> None:
+        """Set the learning rate of the next epoch."""
+        self.epoch += 1
+        self.optimizer.lr = self.rate(self.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the first rate and the number of epochs."""
+        return {"base_lr": self.base_lr, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.base_lr, self.epoch = state_dict["base_lr"], state_dict["epoch"]
+        self.optimizer.lr = self.rate(self.epoch)
+
+
+class StepLR(Schedule):
+    """``lr * gamma ** (epoch // step_size)``.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        What to schedule.
+    step_size : int
+        Epochs between changes.
+    gamma : float
+        Factor of each change.
+    """
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+        if step_size < 1:
+            raise ValueError(f"StepLR: step_size must be at least 1, got {step_size}")
+        super().__init__(optimizer)
+        self.step_size, self.gamma = step_size, gamma
+
+    def rate(self, epoch: int) -> float:
+        return self.base_lr * self.gamma ** (epoch // self.step_size)
+
+
+class CosineAnnealingLR(Schedule):
+    """``eta_min + (lr - eta_min) * (1 + cos(pi * epoch / T_max)) / 2``.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        What to schedule.
+    T_max : int
+        Epochs until the rate is `eta_min`.
+    eta_min : float
+        The last rate.
+
+    References
+    ----------
+    Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
+        if T_max < 1:
+            raise ValueError(f"CosineAnnealingLR: T_max must be at least 1, got {T_max}")
+        super().__init__(optimizer)
+        self.T_max, self.eta_min = T_max, eta_min
+
+    def rate(self, epoch: int) -> float:
+        return self.eta_min + (self.base_lr - self.eta_min) * (1 + math.cos(math.pi * epoch / self.T_max)) / 2

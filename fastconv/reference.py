@@ -778,6 +778,169 @@ def relu_backward(grad_output: ArrayLike, x_or_y: ArrayLike) -> NDArray:
     return np.where(np.asarray(x_or_y) <= 0, grad_output.dtype.type(0), grad_output)
 
 
+# Derivatives of activations, of the input or, for sigmoid and tanh, of the output.
+_SLOPES = {
+    "relu6": lambda x: (x > 0) & (x < 6),
+    "sigmoid": lambda y: y * (1 - y),
+    "tanh": lambda y: 1 - y * y,
+    "silu": lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x))),
+    "hardswish": lambda x: np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + 0.5)),
+}
+
+
+def _activation(name: str) -> tuple[Callable, Callable]:
+    @np.errstate(all="ignore")
+    def forward(x: ArrayLike, *, dtype: DTypeLike | None = None) -> NDArray:
+        return _rounded(_activate(*_doubles(x), name), x, dtype)
+
+    @np.errstate(all="ignore")
+    def backward(grad_output: ArrayLike, x_or_y: ArrayLike, *, dtype: DTypeLike | None = None) -> NDArray:
+        g, value = _doubles(grad_output, x_or_y)
+        return _rounded(g * _SLOPES[name](value), grad_output, dtype)
+
+    return forward, backward
+
+
+relu6, relu6_backward = _activation("relu6")
+sigmoid, sigmoid_backward = _activation("sigmoid")
+tanh, tanh_backward = _activation("tanh")
+silu, silu_backward = _activation("silu")
+hardswish, hardswish_backward = _activation("hardswish")
+
+
+def leaky_relu(x: ArrayLike, negative_slope: float = 0.01, *, dtype: DTypeLike | None = None) -> NDArray:
+    """Return ``negative_slope * x`` where ``x <= 0`` and ``x`` elsewhere."""
+    (z,) = _doubles(x)
+    return _rounded(np.where(z <= 0, negative_slope * z, z), x, dtype)
+
+
+def leaky_relu_backward(
+    grad_output: ArrayLike, x: ArrayLike, negative_slope: float = 0.01, *, dtype: DTypeLike | None = None
+) -> NDArray:
+    """Return ``negative_slope * grad_output`` where ``x <= 0`` and ``grad_output`` elsewhere."""
+    (g,) = _doubles(grad_output)
+    return _rounded(np.where(np.asarray(x) <= 0, negative_slope * g, g), grad_output, dtype)
+
+
+@np.errstate(all="ignore")
+def log_softmax(x: ArrayLike, axis: int = -1, *, dtype: DTypeLike | None = None) -> NDArray:
+    """Return ``x - log(sum of exp(x) along axis)``."""
+    (z,) = _doubles(x)
+    z = z - z.max(axis, keepdims=True)
+    return _rounded(z - np.log(np.exp(z).sum(axis, keepdims=True)), x, dtype)
+
+
+def softmax(x: ArrayLike, axis: int = -1, *, dtype: DTypeLike | None = None) -> NDArray:
+    """Return ``exp(x) / sum of exp(x) along axis``."""
+    return _rounded(np.exp(log_softmax(x, axis, dtype=np.float64)), x, dtype)
+
+
+def softmax_backward(
+    grad_output: ArrayLike, y: ArrayLike, axis: int = -1, *, dtype: DTypeLike | None = None
+) -> NDArray:
+    """Return the gradient of :func:`softmax` from its output."""
+    g, p = _doubles(grad_output, y)
+    return _rounded(p * (g - (g * p).sum(axis, keepdims=True)), grad_output, dtype)
+
+
+def log_softmax_backward(
+    grad_output: ArrayLike, y: ArrayLike, axis: int = -1, *, dtype: DTypeLike | None = None
+) -> NDArray:
+    """Return the gradient of :func:`log_softmax` from its output."""
+    g, logarithm = _doubles(grad_output, y)
+    return _rounded(g - np.exp(logarithm) * g.sum(axis, keepdims=True), grad_output, dtype)
+
+
+def _by_channel(x: NDArray, value: ArrayLike | None, default: float) -> NDArray:
+    """Return one number a channel in the shape that broadcasts over ``(n, c, ...)``."""
+    value = np.full(x.shape[1], default) if value is None else np.asarray(value, np.float64)
+    return value.reshape(-1, *[1] * (x.ndim - 2))
+
+
+@np.errstate(all="ignore")
+def batch_norm(
+    x: ArrayLike,
+    running_mean: NDArray | None,
+    running_var: NDArray | None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    return_statistics: bool = False,
+    dtype: DTypeLike | None = None,
+) -> NDArray | tuple[NDArray, NDArray, NDArray]:
+    """Return ``(x - mean) / sqrt(var + eps) * weight + bias``; in training, update the running statistics."""
+    like, (x,) = x, _doubles(x)
+    mean, var = running_mean, running_var
+    if training:
+        axes, count = (0, *range(2, x.ndim)), x.size / x.shape[1]
+        mean, var = x.mean(axes), x.var(axes)
+        for running, new in (running_mean, mean), (running_var, var * count / (count - 1)):
+            if running is not None:
+                running[...] = (1 - momentum) * running.astype(np.float64) + momentum * new
+    scale = _by_channel(x, weight, 1) / np.sqrt(_by_channel(x, var, 1) + eps)
+    y = _rounded((x - _by_channel(x, mean, 0)) * scale + _by_channel(x, bias, 0), like, dtype)
+    return (y, mean, var) if return_statistics else y
+
+
+@np.errstate(all="ignore")
+def batch_norm_backward(
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    weight: ArrayLike | None = None,
+    training: bool = False,
+    eps: float = 1e-5,
+    *,
+    dtype: DTypeLike | None = None,
+) -> Gradients:
+    """Return the gradients of :func:`batch_norm` in ``x``, ``weight`` and ``bias``."""
+    like, (g, x) = grad_output, _doubles(grad_output, x)
+    axes, count = (0, *range(2, x.ndim)), x.size // x.shape[1]
+    inverse = 1 / np.sqrt(_by_channel(x, var, 1) + eps)
+    normal = (x - _by_channel(x, mean, 0)) * inverse
+    grad_weight, grad_bias = (g * normal).sum(axes), g.sum(axes)
+    if training:
+        g = g - (_by_channel(x, grad_bias, 0) + normal * _by_channel(x, grad_weight, 0)) / count
+    grad_input = g * inverse * _by_channel(x, weight, 1)
+    return tuple(_rounded(gradient, like, dtype) for gradient in (grad_input, grad_weight, grad_bias))
+
+
+def _channel_windows(x: NDArray, before: int, after: int) -> NDArray:
+    """Return the mean of each channel and those around it, zero beyond the first and the last."""
+    padded = np.pad(x, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
+    return sliding_window_view(padded, before + 1 + after, axis=1).mean(-1)
+
+
+def local_response_norm(
+    x: ArrayLike, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, dtype: DTypeLike | None = None
+) -> NDArray:
+    """Return ``x / (k + alpha * mean of squares over size channels) ** beta``."""
+    (z,) = _doubles(x)
+    d = k + alpha * _channel_windows(z * z, size // 2, (size - 1) // 2)
+    return _rounded(z / d**beta, x, dtype)
+
+
+def local_response_norm_backward(
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    dtype: DTypeLike | None = None,
+) -> NDArray:
+    """Return the gradient of :func:`local_response_norm` in ``x``."""
+    g, z = _doubles(grad_output, x)
+    d = k + alpha * _channel_windows(z * z, size // 2, (size - 1) // 2)
+    spread = _channel_windows(g * z * d ** (-beta - 1), (size - 1) // 2, size // 2)
+    return _rounded(g * d**-beta - 2 * alpha * beta * z * spread, grad_output, dtype)
+
+
 @np.errstate(all="ignore")
 def linear(
     x: ArrayLike,

@@ -1,4 +1,4 @@
-"""Element by element: ReLU and its gradient; bias, residual and activation; sums over channels."""
+"""Element by element: activations and their gradients; bias, residual and activation; softmax of rows; channel sums."""
 
 cdef enum:
     CHUNK = 1 << 15  # elements a task
@@ -93,6 +93,70 @@ def epilogue(ndarray y not None, ndarray bias, ndarray residual, ptrdiff_t n, pt
     with nogil:
         run_flushed(epilogue_task, &job, n * c * job.chunks, threads, <char *>arena.memory, scratch)
     release(arena)
+
+
+cdef struct ActivationJob:
+    kernels_t k
+    const char *x
+    const char *g
+    char *y
+    ptrdiff_t n
+    size_t es
+    int activation
+    double slope
+
+
+cdef void activation_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    cdef ActivationJob *j = <ActivationJob *>job_
+    cdef ptrdiff_t start = task * CHUNK, n = min(<ptrdiff_t>CHUNK, j.n - start)
+    cdef size_t at = start * j.es
+    j.k.activation(n, NULL if j.g == NULL else j.g + at, j.x + at, j.y + at, j.activation, j.slope)
+
+
+def activation(ndarray g, ndarray x not None, ndarray y not None, int activation, double slope=0):
+    """y = f(x), or g * f'(x) where g is not None; of sigmoid and tanh, x is then the output.  y may be g or x."""
+    cdef ActivationJob job
+    job.es, job.n, job.activation, job.slope = PyArray_ITEMSIZE(x), PyArray_SIZE(x), activation, slope
+    job.k = fc_tables(fc_get_isa())[job.es == 8]
+    job.g, job.x, job.y = read(g, job.es, job.n), read(x, job.es, job.n), written(y, job.es, job.n)
+    cdef int threads = threads_for(16.0 * job.n)
+    with nogil:
+        run_tasks(activation_task, &job, ceil_div(job.n, CHUNK), threads, NULL, 0)
+
+
+cdef struct SoftmaxJob:
+    kernels_t k
+    const char *x
+    const char *g
+    char *y
+    ptrdiff_t rows, n, rows_a_task
+    size_t es
+    bint logarithm
+
+
+cdef void softmax_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    cdef SoftmaxJob *j = <SoftmaxJob *>job_
+    cdef ptrdiff_t row
+    cdef size_t at
+    for row in range(task * j.rows_a_task, min((task + 1) * j.rows_a_task, j.rows)):
+        at = row * j.n * j.es
+        if j.g == NULL:
+            j.k.softmax(j.n, j.x + at, j.y + at, j.logarithm)
+        else:
+            j.k.softmax_backward(j.n, j.g + at, j.x + at, j.y + at, j.logarithm)
+
+
+def softmax(ndarray g, ndarray x not None, ndarray y not None, ptrdiff_t n, bint logarithm):
+    """Softmax of rows of n elements, or its logarithm; where g is not None, the gradient, and x is the output."""
+    cdef SoftmaxJob job
+    cdef ptrdiff_t size = PyArray_SIZE(x)
+    job.es, job.n, job.rows, job.logarithm = PyArray_ITEMSIZE(x), n, size // n, logarithm
+    job.rows_a_task = ceil_div(CHUNK, n)
+    job.k = fc_tables(fc_get_isa())[job.es == 8]
+    job.g, job.x, job.y = read(g, job.es, size), read(x, job.es, size), written(y, job.es, size)
+    cdef int threads = threads_for(16.0 * size)
+    with nogil:
+        run_tasks(softmax_task, &job, ceil_div(job.rows, job.rows_a_task), threads, NULL, 0)
 
 
 cdef struct ChannelSumJob:

@@ -11,7 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = {
     name: rank
     for rank, names in enumerate(
-        ["_kernels geometry __version__", "runtime algorithms packing strided", "functional", "layers losses optim"]
+        [
+            "_kernels geometry __version__",
+            "runtime algorithms packing strided",
+            "functional",
+            "activations normalization",
+            "layers losses optim",
+            "folding models training",
+        ]
     )
     for name in names.split()
 }

@@ -179,7 +179,9 @@ def test_memory_of_large_results_is_used_again():
     first = y.ctypes.data
     del y
     z = fastconv.relu(-x)
-    assert z.ctypes.data != first and np.all(kept == 1) and not z.any()
+    assert z.ctypes.data != first
+    assert np.all(kept == 1)
+    assert not z.any()
     del kept
     assert fastconv.relu(x).ctypes.data == first
     assert _kernels.cached_bytes() >= 2900 * 3000 * 4

@@ -10,8 +10,6 @@
 #define FC_REAL_BYTES 4
 #define FC_NR FC_NR_F32
 #define FC_INFINITY __builtin_inff()
-#define FC_EXP expf
-#define FC_TANH_OF tanhf
 #include "kernels.h"
 
 #undef FC_TYPE
@@ -20,8 +18,6 @@
 #undef FC_REAL_BYTES
 #undef FC_NR
 #undef FC_INFINITY
-#undef FC_EXP
-#undef FC_TANH_OF
 #undef FC_EVEN
 #undef FC_ODD
 #undef FC_ZIP_LO
@@ -33,8 +29,6 @@
 #define FC_REAL_BYTES 8
 #define FC_NR FC_NR_F64
 #define FC_INFINITY __builtin_inf()
-#define FC_EXP exp
-#define FC_TANH_OF tanh
 #include "kernels.h"
 
 #define FC_TABLES_(isa) fc_tables_##isa

@@ -12,6 +12,8 @@
 
 #include "elementwise.h"
 
+#include "norm.h"
+
 #include "pool.h"
 
 #include "direct.h"
@@ -38,6 +40,11 @@ static const fc_kernels FC_LOCAL(table) = {
     .sum = FC_KERNEL(sum),
     .relu = FC_KERNEL(relu),
     .relu_backward = FC_KERNEL(relu_backward),
+    .activation = FC_KERNEL(activation),
+    .softmax = FC_KERNEL(softmax),
+    .softmax_backward = FC_KERNEL(softmax_backward),
+    .moments = FC_KERNEL(moments),
+    .affine = FC_KERNEL(affine),
     .max_pool_row = FC_KERNEL(max_pool_row),
     .avg_pool_row = FC_KERNEL(avg_pool_row),
     .max_pool_check = FC_KERNEL(max_pool_check),

@@ -146,6 +146,14 @@ typedef struct {
     void (*sum)(ptrdiff_t n, const void *x, void *y); /* *y = sum x */
     void (*relu)(ptrdiff_t n, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : x */
     void (*relu_backward)(ptrdiff_t n, const void *g, const void *x, void *y, int stream); /* y = x <= 0 ? 0 : g */
+    /* y = f(x), or g f'(x) where g is not NULL; see elementwise.h */
+    void (*activation)(ptrdiff_t n, const void *g, const void *x, void *y, int activation, double slope);
+    void (*softmax)(ptrdiff_t n, const void *x, void *y, int logarithm); /* one row */
+    void (*softmax_backward)(ptrdiff_t n, const void *g, const void *y, void *gx, int logarithm);
+
+    /* Batch normalisation; see norm.h.  p is (shift, a, b, c) */
+    void (*moments)(ptrdiff_t n, const void *g, const void *x, double shift, double *sums);
+    void (*affine)(ptrdiff_t n, const void *g, const void *x, const double *p, void *y);
 
       /* One output row of a pool; see pool.h. */
     void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);

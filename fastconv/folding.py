@@ -1,0 +1,141 @@
+"""Networks for inference alone: batch normalisation, activations and residual sums inside the convolutions.
+
+y = w * x                     (x * w - mean) / sqrt(var + eps) * gamma + beta  =  x * w' + b'
+w' = w * gamma / sqrt(var + eps),   b' = (b - mean) * gamma / sqrt(var + eps) + beta
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from . import functional
+from .layers import BatchNorm2d, Conv2d, Dropout, Module, Parameter, ReLU, ReLU6, Residual, Sequential
+
+__all__ = ["FusedConv2d", "fold_batch_norm"]
+
+
+class FusedConv2d(Conv2d):
+    """A convolution for inference whose epilogue adds a residual and applies an activation.
+
+    Parameters
+    ----------
+    convolution : Conv2d
+        Whose weights and options it has.
+    activation : None, "relu" or "relu6"
+        As of :func:`fastconv.conv2d`.
+    """
+
+    def __init__(self, convolution: Conv2d, activation: str | None = None) -> None:
+        vars(self).update(vars(convolution))
+        self.activation, self.training = activation, False
+
+    def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+        values, options = self._values(), self._options()
+        return functional.conv2d(x, *values, **options, activation=self.activation, residual=residual)
+
+    def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
+        raise RuntimeError("FusedConv2d.backward: it is for inference; train the model that was folded")
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+
+class _FusedResidual(Residual):
+    """A residual block whose last convolution adds the shortcut."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        *layers, last = self.body
+        y = x
+        for layer in layers:
+            y = layer(y)
+        return last.forward(y, x if self.shortcut is None else self.shortcut(x))
+
+
+def fold_batch_norm(model: Module) -> Module:
+    """Return a copy of a model for inference, with each batch normalisation inside the convolution before it.
+
+    In every Sequential, a Conv2d with the BatchNorm2d and the ReLU or ReLU6 that follow becomes one convolution; in a
+    Residual whose body then ends in a convolution, that also adds the shortcut and applies the activation. Dropout is
+    left out. Outputs are those of ``model.eval()`` but for rounding.
+
+    Parameters
+    ----------
+    model : Module
+        Any; it stays as it is.
+
+    Returns
+    -------
+    Module
+        In ``eval()`` mode. Its layers and names are not those of `model`.
+
+    Examples
+    --------
+    >>> from fastconv.layers import BatchNorm2d, Conv2d, ReLU, Sequential
+    >>> fold_batch_norm(Sequential(Conv2d(3, 8, 3, bias=False), BatchNorm2d(8), ReLU()))
+    Sequential(
+      (0): FusedConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), activation=relu)
+    )
+    """
+    forgotten = {id(module._remembered): None for module in model.modules()}  # what backward reads is not copied
+    return _folded(copy.deepcopy(model, forgotten)).eval()
+
+
+def _folded(layer: Module) -> Module:
+    if isinstance(layer, Sequential):
+        return _flattened(layer)
+    if isinstance(layer, Residual):
+        return _folded_residual(layer)
+    for name, child in [*layer.named_children()]:
+        setattr(layer, name, _folded(child))
+    return layer
+
+
+def _flattened(sequential: Sequential) -> Sequential:
+    """Fuse the layers of a Sequential and of those inside it, in one row."""
+    layers: list[Module] = []
+    for layer in _rows(sequential):
+        last = layers[-1] if layers else None
+        if isinstance(layer, Dropout):
+            continue
+        if isinstance(layer, Conv2d) and not isinstance(layer, FusedConv2d):
+            layers.append(FusedConv2d(layer))
+        elif isinstance(layer, BatchNorm2d) and isinstance(last, FusedConv2d) and last.activation is None:
+            _scale(last, layer)
+        elif isinstance(layer, (ReLU, ReLU6)) and isinstance(last, FusedConv2d) and last.activation is None:
+            last.activation = type(layer).__name__.lower()
+        else:
+            layers.append(_folded(layer))
+    return Sequential(*layers)
+
+
+def _rows(sequential: Sequential):
+    for layer in sequential:
+        if isinstance(layer, Sequential):
+            yield from _rows(layer)
+        else:
+            yield layer
+
+
+def _scale(convolution: Conv2d, norm: BatchNorm2d) -> None:
+    """Make a convolution do what it and the batch normalisation behind it do."""
+    weight, bias = convolution._values()
+    gamma, beta = norm._values()
+    scale = (1 if gamma is None else gamma) / np.sqrt(norm.running_var.astype(np.float64) + norm.eps)
+    offset = ((0 if bias is None else bias) - norm.running_mean.astype(np.float64)) * scale
+    offset = offset + (0 if beta is None else beta)
+    convolution.weight = Parameter((weight * scale[:, None, None, None]).astype(weight.dtype))
+    convolution.bias = Parameter(offset.astype(weight.dtype))
+
+
+def _folded_residual(block: Residual) -> Residual:
+    body = _flattened(block.body)
+    shortcut = None if block.shortcut is None else _folded(block.shortcut)
+    last = body[-1] if len(body) else None
+    fuses = isinstance(last, FusedConv2d) and last.activation is None
+    if not fuses or not (block.activation is None or isinstance(block.activation, (ReLU, ReLU6))):
+        return Residual(body, shortcut, None if block.activation is None else _folded(block.activation))
+    if block.activation is not None:
+        last.activation = type(block.activation).__name__.lower()
+    return _FusedResidual(body, shortcut)
