@@ -24,9 +24,10 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
-from numpy cimport NPY_DOUBLE, NPY_FLOAT, PyArray_CheckExact, PyArray_DATA, PyArray_EMPTY, PyArray_IS_C_CONTIGUOUS
-from numpy cimport PyArray_ISCARRAY, PyArray_ISCARRAY_RO, PyArray_NBYTES, PyArray_ISSIGNED, PyArray_ITEMSIZE
-from numpy cimport PyArray_SimpleNewFromData, PyArray_SIZE, PyArray_TYPE, import_array, ndarray, npy_intp, set_array_base
+from numpy cimport NPY_DOUBLE, NPY_FLOAT, PyArray_CheckExact, PyArray_DATA, PyArray_EMPTY, PyArray_ISCARRAY
+from numpy cimport PyArray_ISCARRAY_RO, PyArray_ISSIGNED, PyArray_IS_C_CONTIGUOUS, PyArray_ITEMSIZE, PyArray_NBYTES
+from numpy cimport PyArray_SIZE, PyArray_SimpleNewFromData, PyArray_TYPE, import_array, ndarray, npy_intp
+from numpy cimport set_array_base
 
 from itertools import product
 

@@ -152,7 +152,8 @@ cdef bint depthwise_plane(ConvPlan plan, fc_plane *p):
 
 
 cdef inline void depthwise_job(ConvPlan plan, ptrdiff_t rows, DepthwiseJob *j):
-    j.k, j.es, j.groups, j.rows, j.taps, j.planes = plan.k, plan.es, plan.groups, rows, plan.taps, plan.n * plan.groups
+    j.k, j.es, j.groups, j.rows, j.taps = plan.k, plan.es, plan.groups, rows, plan.taps
+    j.planes = plan.n * plan.groups
 
 
 cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:

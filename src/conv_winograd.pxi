@@ -18,8 +18,8 @@ stored). A block of patches goes through two phases, each with its tasks:
     2. task = some patches x a panel of nr    36 products into the thread's own M, which stays in L2 -> Y
        weight gradient: task = a point x some channels: dU[p] += V[p]^T D[p]
 
-A dilation d splits the image into d x d images of its residues, each convolved without dilation: a patch then takes every
-d-th pixel.  The depth of a volume is planes that know nothing of each other.
+A dilation d splits the image into d x d images of its residues, each convolved without dilation: a patch then takes
+every d-th pixel.  The depth of a volume is planes that know nothing of each other.
 
 Planes [p] lie an odd number of cache lines apart, or 36 streams would fall into the same sets.  A result that is not
 finite may come from an overflow or NaN that belongs to other pixels of its tile: the call is then done again by packed

@@ -155,7 +155,7 @@ typedef struct {
     void (*moments)(ptrdiff_t n, const void *g, const void *x, double shift, double *sums);
     void (*affine)(ptrdiff_t n, const void *g, const void *x, const double *p, void *y);
 
-      /* One output row of a pool; see pool.h. */
+    /* One output row of a pool; see pool.h. */
     void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);
     void (*avg_pool_row)(const fc_pool_row *p, void *y);
     /* How many of n indices lie outside their windows; gx[index] += g, n outputs a plane */
