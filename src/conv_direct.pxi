@@ -106,8 +106,8 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
     cdef ptrdiff_t some = slots if s.rows <= k.mr else SLOTS
     for at from 0 <= at < slots by some:
         for i from 0 <= i < s.rows by k.mr:
-            k.direct(<int>min(<ptrdiff_t>k.mr, s.rows - i), min(some, slots - at), depth, a + i * depth * es, rows, offset,
-                     slot + at, j.out + (base + i * s.out_channel) * es, s.out_channel, s.out_pixel[2],
+            k.direct(<int>min(<ptrdiff_t>k.mr, s.rows - i), min(some, slots - at), depth, a + i * depth * es, rows,
+                     offset, slot + at, j.out + (base + i * s.out_channel) * es, s.out_channel, s.out_pixel[2],
                      NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es)
     if j.activation or j.residual != NULL:
         for h in range(out_rows):
