@@ -4,11 +4,12 @@ Costs are cycles of one core on data in cache, counted in vector operations:
 
     gemm      Mp * K * N / lanes / 2             multiply-adds, two a cycle; Mp = M rounded up to what the tile computes
               + PACK * K * N / lanes             each packed pixel is loaded and stored once
+              + WEIGHT * K * M                   each weight too, one by one; in direct as well
               + (FIND * taps + TILE * M / mr) * N / nr    the masks of a panel; a call of the micro-kernel
     direct    M * K * N' / lanes * load(M)       unpacked lanes cross cache lines; N' = rows of whole vectors
               + COPY * input / lanes             rows, padded
     winograd  36 * tiles * C * M / lanes / 2     products
-              + tiles * (IN * C + OUT * M) / lanes + FILTER * C * M / lanes
+              + tiles * (IN * C + OUT * M) / lanes + FILTER * C * M / lanes      (weight gradient: SUMS)
 
 with M rows (output channels of a group), K = taps * C, N pixels.  Partition and blocking never depend on the number of
 threads, so that results do not either.
@@ -40,7 +41,8 @@ TASK_TILES = 64  # tiles a product task: 36 x 64 x nr products are 442 KiB
 PACK, COPY = 3.0, 4.0
 FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
-IN, OUT, FILTER = 200.0, 180.0, 250.0
+IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
+WEIGHT, REDUCE = 2.2, 1.0
 
 
 _GEMM, _DIRECT = ("kc", "panels", "rows"), ("rows",)
@@ -208,11 +210,10 @@ def winograd_blocking(
 
 def gemm_cost(s: Sweep, tile: Tile) -> float:
     """Cycles of a packed sweep."""
-    depth, vectors, panels = s.taps * s.channels, s.pixels / tile.lanes, s.pixels / tile.nr
+    depth, vectors, panels = s.taps * s.channels, math.ceil(s.pixels / tile.lanes), s.pixels / tile.nr
     rows = max(s.rows, 3)  # fewer rows leave the multiply-add units waiting
-    return (
-        s.groups * s.sweeps * (depth * vectors * (rows / 2 + PACK) + panels * (FIND * s.taps + TILE * s.rows / tile.mr))
-    )
+    work = depth * vectors * (rows / 2 + PACK) + panels * (FIND * s.taps + TILE * s.rows / tile.mr)
+    return s.groups * s.sweeps * (work + WEIGHT * depth * s.rows)
 
 
 def direct_cost(s: Sweep, tile: Tile) -> float:
@@ -220,16 +221,18 @@ def direct_cost(s: Sweep, tile: Tile) -> float:
     vectors = s.n * s.height * math.ceil(s.width / tile.lanes)
     scatter = tile.lanes * vectors * s.rows if s.sweeps > 1 else 0
     load = max(0.55, 1.5 / s.rows)
-    work = s.taps * s.channels * vectors * s.rows * load + scatter
+    work = s.taps * s.channels * s.rows * (vectors * load + WEIGHT) + scatter
     return s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
 
 
-def winograd_cost(g: ConvGeometry, size: tuple[int, int, int], channels: int, rows: int, tile: Tile) -> float:
+def winograd_cost(
+    g: ConvGeometry, size: tuple[int, int, int], channels: int, rows: int, tile: Tile, filters: float = FILTER
+) -> float:
     """Cycles of a Winograd pass over an image of `size`."""
     tiles = g.n * size[0] * math.prod(g.dilation) * math.prod(winograd_tiles(g, size))
     c, k = (math.ceil(x / tile.lanes) * tile.lanes for x in (channels, rows))
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
-    work = tiles * (18 * channels * k + strided * (IN * c + OUT * k)) + FILTER * channels * k
+    work = tiles * (18 * channels * k + strided * (IN * c + OUT * k)) + filters * channels * k
     return g.groups * work / tile.lanes
 
 
@@ -238,7 +241,8 @@ def gemm_weight_cost(g: ConvGeometry, tile: Tile) -> float:
     ic, oc, taps = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel)
     pixels = g.n * math.prod(g.out_size)
     cols = math.ceil(oc / tile.lanes)
-    return g.groups * pixels * (ic * taps * max(cols, 1) / 2 + TRANSPOSE * cols + WEIGHT_COPY * ic * taps / tile.lanes)
+    work = ic * taps * max(cols, 1) / 2 + TRANSPOSE * cols + WEIGHT_COPY * ic * taps / tile.lanes
+    return g.groups * (pixels * work + REDUCE * oc * ic * taps)
 
 
 def direct_weight_cost(g: ConvGeometry, tile: Tile) -> float:
@@ -302,7 +306,7 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
     if "winograd" in g.algorithms and (tile.item == 4 or algorithm == "winograd"):  # float64 on request
         costs["output"]["winograd"] = winograd_cost(g, g.out_size, ic, oc, tile)
         costs["input_gradient"]["winograd"] = winograd_cost(g, g.in_size, oc, ic, tile)
-        costs["weight_gradient"]["winograd"] = winograd_cost(g, g.out_size, ic, oc, tile)
+        costs["weight_gradient"]["winograd"] = winograd_cost(g, g.out_size, ic, oc, tile, SUMS)
     passes = {}
     for name in PASSES:
         chosen = min(costs[name], key=costs[name].get) if algorithm == "auto" else algorithm
