@@ -194,13 +194,7 @@ def conv_geometry(
     stride = _per_dimension(function, "stride", stride, ndim)
     dilation = _per_dimension(function, "dilation", dilation, ndim)
     pad = _pads(function, padding, size, kernel, stride, dilation)
-    out = []
-    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), -ndim):
-        padded, extent = before + i + after, (k - 1) * d + 1
-        if extent > padded:
-            rule = f"(weight.shape[{axis}] - 1) * dilation + 1 must be at most the padded {shape}[{axis}] = {padded}"
-            _value_error(function, rule, extent)
-        out.append((padded - extent) // s + 1)
+    out = _whole_windows(function, size, kernel, stride, dilation, pad, "weight.shape[{}]", shape)
     _check_bytes(function, "the padded input", n, ic, size, pad)
     _check_bytes(function, "the output", n, oc, out)
     return ConvGeometry(ndim, n, ic, oc, groups, *_three_dimensional(size, kernel, stride, dilation, pad, out))
@@ -382,13 +376,7 @@ def unfold_geometry(
     stride = _per_dimension(function, "stride", stride, ndim)
     dilation = _per_dimension(function, "dilation", dilation, ndim)
     pad = _pads(function, padding, size, kernel, stride, dilation)
-    out = []
-    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), -ndim):
-        padded, extent = before + i + after, (k - 1) * d + 1
-        if extent > padded:
-            rule = f"(kernel_size - 1) * dilation + 1 must be at most the padded size[{axis}] = {padded}"
-            _value_error(function, rule, extent)
-        out.append((padded - extent) // s + 1)
+    out = _whole_windows(function, size, kernel, stride, dilation, pad, "kernel_size", "size")
     _check_bytes(function, "the padded input", n, c, size, pad)
     _check_bytes(function, "the columns", n, c * math.prod(kernel), out)
     return PoolGeometry(ndim, n, c, *_three_dimensional(size, kernel, stride, dilation, pad, out))
@@ -781,6 +769,19 @@ def _three_dimensional(size, kernel, stride, dilation, pad, out) -> Iterable[tup
     dilation = [d if k > 1 else 1 for d, k in zip(dilation, kernel, strict=True)]
     values = (size, 1), (kernel, 1), (stride, 1), (dilation, 1), (pad, (0, 0)), (out, 1)
     return [(fill,) * lacking + tuple(value) for value, fill in values]
+
+
+def _whole_windows(function: str, size, kernel, stride, dilation, pad, window: str, of: str) -> list[int]:
+    """Return how many windows lie in the padded image, at least one per dimension; `window` and `of` name sizes."""
+    out = []
+    steps = zip(size, kernel, stride, dilation, pad, strict=True)
+    for axis, (i, k, s, d, (before, after)) in enumerate(steps, -len(size)):
+        padded, extent = before + i + after, (k - 1) * d + 1
+        if extent > padded:
+            rule = f"({window.format(axis)} - 1) * dilation + 1 must be at most the padded {of}[{axis}] = {padded}"
+            _value_error(function, rule, extent)
+        out.append((padded - extent) // s + 1)
+    return out
 
 
 def _check_bytes(function: str, what: str, n: int, channels: int, size, pad=()) -> None:

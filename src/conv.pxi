@@ -18,11 +18,9 @@ cdef class Panels:
 
 
 cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weight) noexcept:
-    """The job of a pass by Winograd, as far as packed filters go; they are not there yet."""
-    cdef char nowhere
-    cdef WinogradJob j = (winograd_gradient(plan, weight, &nowhere) if gradient
-                          else winograd_output(plan, weight, &nowhere))
-    plan_filters(&j)
+    """The job of a pass by Winograd, as far as filters to be packed go."""
+    cdef WinogradJob j = winograd_gradient(plan, weight, NULL) if gradient else winograd_output(plan, weight, NULL)
+    plan_filters(&j, True)
     return j
 
 

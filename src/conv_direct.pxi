@@ -116,6 +116,16 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
                        NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
 
 
+cdef enum:
+    MAX_PARTIAL = 8 << 20  # bytes of the shares' sums, where there is more than one
+
+
+cdef ptrdiff_t image_shares(ConvPlan plan):
+    """Shares of the images that a weight gradient by groups is summed over."""
+    cdef size_t weights = plan.weight_size * plan.es
+    return max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups), <ptrdiff_t>(MAX_PARTIAL // weights)))
+
+
 # ---- depthwise ----
 
 cdef struct DepthwiseJob:
@@ -269,7 +279,7 @@ cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, 
     depthwise_job(plan, plan.oc, &j)
     j.x, j.weight = x, grad_output
     j.plane.first, j.plane.last = 0, j.plane.out[0]
-    j.shares = max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups)))
+    j.shares = image_shares(plan)
     j.sums_size = aligned(plan.taps * j.k.lanes * j.es)
     cdef size_t zeros = aligned(j.plane.in_[1] * j.es), bits = mask_bytes(&j)
     cdef size_t partial = aligned(j.shares * weights * j.es)
@@ -311,10 +321,6 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
 
 
 # ---- weight gradient ----
-
-cdef enum:
-    MAX_PARTIAL = 8 << 20  # bytes of the shares' sums, where there is more than one
-
 
 cdef struct DirectGradientJob:
     kernels_t k
@@ -364,7 +370,7 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const char *grad_output, con
     j.k, j.es, j.s, j.groups = plan.k, plan.es, &plan.output, plan.groups
     j.x, j.grad_output = x, grad_output
     j.direct_rows = plan.direct_weight_rows
-    j.shares = max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups), MAX_PARTIAL // (weights * j.es)))
+    j.shares = image_shares(plan)
     v = row_window(j.s, j.direct_rows)
     j.x_size = aligned((plan.ic * v.plane + j.k.lanes) * j.es)
     cdef size_t partial = aligned(j.shares * weights * j.es)

@@ -194,11 +194,11 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.finite = 1
 
 
-cdef void plan_filters(WinogradJob *j) noexcept nogil:
+cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
     """Whether filters are transformed by the task that uses them, and where they lie."""
     plan_patches(j)
     j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches)
-    j.fused = j.used_once and j.packed == NULL
+    j.fused = j.used_once and not packed
     j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused else ceil_div(j.rows, j.k.nr) * j.channels) * j.k.nr,
                           j.es)
     j.u_size = aligned(POINTS * j.u_plane * j.es)
@@ -222,7 +222,7 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
     """Y of all groups; returns whether all of it is finite."""
     cdef ptrdiff_t panels, tiles, chunks
     cdef int threads = threads_for(flops), g
-    plan_filters(j)
+    plan_filters(j, j.packed != NULL)
     panels = ceil_div(j.rows, j.k.nr)
     tiles = min(j.w.task_patches, j.w.block_patches) * patch_tiles(j)
     chunks = ceil_div(j.channels, j.chunk)

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from test_layers import DIFFERENCES, numeric_gradient
+from test_layers import check_gradients
 
 from fastconv import layers, losses, optim
 from fastconv.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, Concat, Conv2d, Parameter, ReLU, Residual, Sequential
@@ -38,20 +38,8 @@ LAYERS = [
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: repr(value).replace("\n", ""))
 def test_gradients_equal_numeric_differences(rng, layer, shape):
-    x = rng.standard_normal(shape)
-    grad_output = rng.standard_normal(layer(x).shape)
-    layer.zero_grad()
-    layer(x)
-    grad_input = layer.backward(grad_output)
-
-    def scalar():
-        return float(np.sum(layer(x) * grad_output))
-
-    np.testing.assert_allclose(grad_input, numeric_gradient(scalar, x), **DIFFERENCES)
-    for name, parameter in layer.named_parameters():
-        expected = numeric_gradient(scalar, parameter.data)
-        np.testing.assert_allclose(parameter.grad, expected, err_msg=name, **DIFFERENCES)
-    layer.eval()(x)
+    grad_output = check_gradients(rng, layer, shape)
+    layer.eval()(rng.standard_normal(shape))
     with pytest.raises(RuntimeError, match="the last forward pass must be one in training mode"):
         layer.backward(grad_output)
     layer.train()

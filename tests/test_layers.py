@@ -64,8 +64,8 @@ def numeric_gradient(function, array, step=1e-5):
     return gradient
 
 
-@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: repr(value).replace("\n", ""))
-def test_gradients_equal_numeric_differences(rng, layer, shape):
+def check_gradients(rng, layer, shape):
+    """Compare a layer's gradients, in its input and its parameters, with differences; return that of its output."""
     x = rng.standard_normal(shape)
     grad_output = rng.standard_normal(layer(x).shape)
     layer.zero_grad()
@@ -79,6 +79,12 @@ def test_gradients_equal_numeric_differences(rng, layer, shape):
     for name, parameter in layer.named_parameters():
         expected = numeric_gradient(scalar, parameter.data)
         np.testing.assert_allclose(parameter.grad, expected, err_msg=name, **DIFFERENCES)
+    return grad_output
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: repr(value).replace("\n", ""))
+def test_gradients_equal_numeric_differences(rng, layer, shape):
+    check_gradients(rng, layer, shape)
 
 
 # --- Against PyTorch -------------------------------------------------------------------------------------------------
