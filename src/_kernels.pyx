@@ -90,11 +90,18 @@ cdef extern from "micro.h" nogil:
         ptrdiff_t *pitch
         uint32_t dilation
 
+    ctypedef struct fc_ahead:
+        const void *a
+        const void *b
+        ptrdiff_t b_step
+
     ctypedef struct fc_kernels:
         const char *isa
         int mr, nr, lanes
         void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int,
                      const void *) noexcept nogil
+        void (*gemm_lines)(ptrdiff_t, const void *, ptrdiff_t, const void *, void *, ptrdiff_t, int, int, int,
+                           const fc_ahead *) noexcept nogil
         void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,
                           const void *, void *, ptrdiff_t, int, int, int) noexcept nogil
         void (*pack_weights)(const fc_sweep *, const void *, ptrdiff_t, ptrdiff_t, int, int, void *) noexcept nogil

@@ -124,17 +124,22 @@ cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptr
                          ptrdiff_t tiles, ptrdiff_t cols, bint accumulate, char *products) noexcept nogil:
     """M[p] (+)= V[p] * U[p] for all points, a panel of U over some channels, summed a chunk of them at a time."""
     cdef kernels_t k = j.k
-    cdef ptrdiff_t p, c, i, zero = 0
-    cdef ptrdiff_t[16] row
-    for i in range(16):
-        row[i] = i * j.v_stride
+    cdef ptrdiff_t p, c, i, depth, next_v, next_u, steps = ceil_div(tiles, k.mr)
+    cdef fc_ahead ahead
+    ahead.b_step = k.nr * j.es // steps
     for p in range(POINTS):
         for c from 0 <= c < channels by chunk:
+            depth = min(chunk, channels - c)
+            if c + chunk < channels:
+                next_v, next_u = p * j.v_plane + c + chunk, p * j.u_plane + (c + chunk) * k.nr
+            else:
+                next_v, next_u = (p + 1) % POINTS * j.v_plane, (p + 1) % POINTS * j.u_plane
             for i from 0 <= i < tiles by k.mr:
-                k.gemm_rows(1, &zero, min(chunk, channels - c),
-                            v + (p * j.v_plane + i * j.v_stride + c) * j.es, row, 1,
-                            u + (p * j.u_plane + c * k.nr) * j.es, products + (p * j.m_plane + i * k.nr) * j.es, k.nr,
-                            <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, accumulate or c > 0)
+                ahead.a = v + (p * j.v_plane + (i + k.mr) * j.v_stride + c if i + k.mr < tiles else next_v) * j.es
+                ahead.b = u + next_u * j.es + i // k.mr * depth * ahead.b_step
+                k.gemm_lines(depth, v + (p * j.v_plane + i * j.v_stride + c) * j.es, j.v_stride,
+                             u + (p * j.u_plane + c * k.nr) * j.es, products + (p * j.m_plane + i * k.nr) * j.es, k.nr,
+                             <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, accumulate or c > 0, &ahead)
 
 
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:

@@ -2,17 +2,23 @@
  *
  * Each k loads nr / lanes vectors of B and broadcasts `rows` elements of A, for rows * nr / lanes multiply-adds.  One
  * body serves every size: it is inlined with constant `rows` and `vectors`, so a tail is the same code with fewer
- * accumulators. A is read in place through one pointer a row; a packed panel is the case row[i] = i, step = mr, known
- * to the compiler.
+ * accumulators. A is read through one pointer a row; that a panel is packed or that a row is contiguous is known to the
+ * compiler.  With contiguous rows, what the next calls read is fetched meanwhile, a line of A and one of B at each k:
+ * rows that lie a power of two apart mislead the hardware's prefetchers, and a third-level cache may be far away.
  *
  * Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. */
 
 #define FC_VECTORS (FC_NR / FC_LANES)
 
+#define GEMM_PACKED 0 /* A[k][mr] */
+#define GEMM_LINES 1  /* A[i * step + k] */
+#define GEMM_ROWS 2   /* A[row[i] + run[r] + k * step] */
+
 #define gemm_tile FC_LOCAL(gemm_tile)
-FC_INLINE void gemm_tile(const int rows, const int vectors, const int packed, ptrdiff_t runs, const ptrdiff_t *run,
+FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrdiff_t runs, const ptrdiff_t *run,
                          ptrdiff_t len, const REAL *a, const ptrdiff_t *row, ptrdiff_t step, const REAL *b, REAL *c,
-                         ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias) {
+                         ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias, const REAL *next_a,
+                         const char *next_b, ptrdiff_t next_step) {
     vec acc[FC_MR][FC_VECTORS];
     FC_UNROLL
     for (int i = 0; i < rows; i++) {
@@ -25,15 +31,21 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int packed, pt
     for (ptrdiff_t r = 0; r < runs; r++) {
         const REAL *ai[FC_MR];
         FC_UNROLL
-        for (int i = 0; i < rows; i++) ai[i] = packed ? a + i : a + row[i] + run[r];
+        for (int i = 0; i < rows; i++)
+            ai[i] = kind == GEMM_PACKED ? a + i : kind == GEMM_LINES ? a + i * step : a + row[i] + run[r];
         for (ptrdiff_t k = 0; k < len; k++) {
             vec bk[FC_VECTORS];
             FC_UNROLL
             for (int v = 0; v < vectors; v++) bk[v] = vec_load(b + v * FC_LANES);
+            if (kind == GEMM_LINES) {
+                __builtin_prefetch(next_a + 8 * k, 0, 3); /* rows * len elements and a little more */
+                __builtin_prefetch(next_b, 0, 2);
+                next_b += next_step;
+            }
             FC_UNROLL
             for (int i = 0; i < rows; i++) {
                 const vec ak = vec_splat(*ai[i]);
-                ai[i] += packed ? FC_MR : step;
+                ai[i] += kind == GEMM_PACKED ? FC_MR : kind == GEMM_LINES ? 1 : step;
                 FC_UNROLL
                 for (int v = 0; v < vectors; v++) acc[i][v] += ak * bk[v];
             }
@@ -77,7 +89,23 @@ static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, 
     const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
     switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
-    case r * 4 + v: gemm_tile(r, v, 1, 1, NULL, k, a, NULL, FC_MR, b, c, ldc, last, accumulate, bias); break;
+    case r * 4 + v: \
+        gemm_tile(r, v, GEMM_PACKED, 1, NULL, k, a, NULL, 0, b, c, ldc, last, accumulate, bias, NULL, NULL, 0); \
+        break;
+        FC_EACH_TILE(FC_CASE)
+#undef FC_CASE
+    }
+}
+
+static void FC_KERNEL(gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, const void *b, void *c, ptrdiff_t ldc,
+                                  int rows, int cols, int accumulate, const fc_ahead *ahead) {
+    const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
+    switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
+#define FC_CASE(r, v) \
+    case r * 4 + v: \
+        gemm_tile(r, v, GEMM_LINES, 1, NULL, k, a, NULL, lda, b, c, ldc, last, accumulate, NULL, ahead->a, ahead->b, \
+                  ahead->b_step); \
+        break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE
     }
@@ -89,7 +117,9 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t
     const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
     switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
-    case r * 4 + v: gemm_tile(r, v, 0, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL); break;
+    case r * 4 + v: \
+        gemm_tile(r, v, GEMM_ROWS, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL, NULL, NULL, 0); \
+        break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE
     }

@@ -28,6 +28,7 @@ static const fc_kernels FC_LOCAL(table) = {
     .nr = FC_NR,
     .lanes = FC_LANES,
     .gemm = FC_KERNEL(gemm),
+    .gemm_lines = FC_KERNEL(gemm_lines),
     .gemm_rows = FC_KERNEL(gemm_rows),
     .pack_weights = FC_KERNEL(pack_weights),
     .pack_pixels = FC_KERNEL(pack_pixels),

@@ -109,6 +109,13 @@ typedef struct {
     uint32_t dilation;           /* along w */
 } fc_pool_windows;
 
+/* What is fetched into the caches while something else is computed. */
+typedef struct {
+    const void *a; /* as many contiguous elements as the call reads of A, into the first level */
+    const void *b; /* at each k the line there, into the second level */
+    ptrdiff_t b_step; /* bytes */
+} fc_ahead;
+
 typedef struct {
     const char *isa;
     int mr, nr, lanes;
@@ -116,7 +123,10 @@ typedef struct {
     /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a row, or NULL) starts the sum. */
     void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate,
                  const void *bias);
-    /* The same with A in place: its element (i, r, k) is a[row[i] + run[r] + k * step], k < len; B is [runs *
+    /* The same with rows of A as they lie, lda apart; fetches what `ahead` says. */
+    void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, const void *b, void *c, ptrdiff_t ldc, int rows,
+                       int cols, int accumulate, const fc_ahead *ahead);
+    /* The same with A anywhere: its element (i, r, k) is a[row[i] + run[r] + k * step], k < len; B is [runs *
      * len][nr]. */
     void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a, const ptrdiff_t *row,
                       ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate);
