@@ -4,11 +4,14 @@ Costs are cycles of one core on data in cache, counted in vector operations:
 
     gemm      Mp * K * N / lanes / 2             multiply-adds, two a cycle; Mp = M rounded up to what the tile computes
               + PACK * K * N / lanes             each packed pixel is loaded and stored once
-              + WEIGHT * K * M                   each weight too, one by one; in direct as well
+              + WEIGHT * K * M                   each weight too, one by one
               + (FIND * taps + TILE * M / mr) * N / nr    the masks of a panel; a call of the micro-kernel
-    direct    M * K * N' / lanes * load(M)       unpacked lanes cross cache lines; N' = rows of whole vectors
+    direct    M * K * N' / lanes * load(M)       unpacked lanes cross cache lines; N' = whole vectors, of each row or
+                                                 running on through the padding between rows
+              + LINE_WEIGHT * K * M              weights, a row at a time
               + COPY * input / lanes             rows, padded
     winograd  36 * tiles * C * M / lanes / 2     products
+              + 36 * TILE * tiles * M / (mr * nr)
               + tiles * (IN * C + OUT * M) / lanes + FILTER * C * M / lanes      (weight gradient: SUMS)
 
 with M rows (output channels of a group), K = taps * C, N pixels.  Partition and blocking never depend on the number of
@@ -42,7 +45,7 @@ PACK, COPY = 3.0, 4.0
 FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
-WEIGHT, REDUCE = 2.2, 1.0
+WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 
 
 _GEMM, _DIRECT = ("kc", "panels", "rows"), ("rows",)
@@ -79,6 +82,7 @@ class Sweep:
     height: int  # of the grid of one sweep, depth folded in
     width: int
     step: int
+    reach: int  # pixels that a row's taps read beyond its own, over the step
     in_elements: int  # of an image, all channels
 
     @property
@@ -218,10 +222,13 @@ def gemm_cost(s: Sweep, tile: Tile) -> float:
 
 def direct_cost(s: Sweep, tile: Tile) -> float:
     """Cycles of an unpacked sweep."""
-    vectors = s.n * s.height * math.ceil(s.width / tile.lanes)
+    vectors = s.height * math.ceil(s.width / tile.lanes)
+    if s.sweeps == 1:
+        vectors = min(vectors, math.ceil((s.height * (s.width + s.reach) - s.reach) / tile.lanes))
+    vectors *= s.n
     scatter = tile.lanes * vectors * s.rows if s.sweeps > 1 else 0
     load = max(0.55, 1.5 / s.rows)
-    work = s.taps * s.channels * s.rows * (vectors * load + WEIGHT) + scatter
+    work = s.taps * s.channels * s.rows * (vectors * load + (WEIGHT if s.sweeps > 1 else LINE_WEIGHT)) + scatter
     return s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
 
 
@@ -233,7 +240,7 @@ def winograd_cost(
     c, k = (math.ceil(x / tile.lanes) * tile.lanes for x in (channels, rows))
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
     work = tiles * (18 * channels * k + strided * (IN * c + OUT * k)) + filters * channels * k
-    return g.groups * work / tile.lanes
+    return g.groups * (work / tile.lanes + 36 * TILE * tiles * k / (tile.mr * tile.nr))
 
 
 def gemm_weight_cost(g: ConvGeometry, tile: Tile) -> float:
@@ -259,7 +266,8 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
     """Return the output's sweep and the input gradient's."""
     ic, oc, taps, residues = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel), math.prod(g.stride)
     d, h, w = g.out_size
-    output = Sweep(g.n, g.groups, ic, oc, taps, 1, d * h, w, g.stride[2], g.ic * math.prod(g.in_size))
+    reach = (g.kernel[2] - 1) * g.dilation[2] // g.stride[2]
+    output = Sweep(g.n, g.groups, ic, oc, taps, 1, d * h, w, g.stride[2], reach, g.ic * math.prod(g.in_size))
     (d, h, w), (sd, sh, sw) = g.in_size, g.stride
     height, width = math.ceil(d / sd) * math.ceil(h / sh), math.ceil(w / sw)
     gradient = Sweep(
@@ -272,6 +280,7 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
         height,
         width,
         1,
+        reach,
         g.oc * math.prod(g.out_size),
     )
     return output, gradient

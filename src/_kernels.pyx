@@ -39,7 +39,7 @@ cdef extern from "micro.h" nogil:
     ctypedef struct fc_slot:
         ptrdiff_t in_ "in"
         ptrdiff_t out
-        int32_t len
+        uint32_t bits
 
     ctypedef struct fc_sweep:
         ptrdiff_t n, channels, rows
@@ -132,7 +132,8 @@ cdef extern from "micro.h" nogil:
         void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
                        void *,
                        ptrdiff_t, ptrdiff_t, const void *) noexcept nogil
-        void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
+        void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                            ptrdiff_t) noexcept nogil
         void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
                            const ptrdiff_t *,
                            void *) noexcept nogil

@@ -3,7 +3,7 @@
 Output and input gradient are sweeps (micro.h) as in conv_gemm.pxi and share its packed weights; what differs is that
 pixels are not packed.  A task owns some output rows of one image and group:
 
-    copy the input rows that they read, padded, phases apart      [channel][row][phase][pitch], L1 or L2
+    copy the input rows that they read, padded, phases apart      [channel][phase][row][pitch], L1 or L2
     for each row panel of the weights:
         C[mr][slots] = sum_k A[k][mr] * rows[slot + offset[k]]    micro/direct.h
 
@@ -14,12 +14,15 @@ Where a group has one input channel (depthwise), filters of up to seven rows nee
 """
 
 cdef enum:
-    SLOTS = 6  # two register tiles
+    TILE_SLOTS = 3  # of a register tile of 8 rows
+    SLOTS = 2 * TILE_SLOTS
+    COMPRESS = 20  # multiply-adds that a store with a gap takes as long as
+    SLACK = 16  # elements behind the rows of a phase, which the last vector may read or spill into
 
 cdef struct RowWindow:
     ptrdiff_t h, w  # least tap offsets
     ptrdiff_t rows, span  # greatest minus least tap offset along h, along w
-    ptrdiff_t pitch, row, plane  # of the copied rows: a phase, a row, a channel
+    ptrdiff_t pitch, phase, plane  # of the copied rows: a row, the rows of a phase, a channel
 
 
 cdef RowWindow row_window(const fc_sweep *s, ptrdiff_t out_rows) noexcept nogil:
@@ -33,9 +36,9 @@ cdef RowWindow row_window(const fc_sweep *s, ptrdiff_t out_rows) noexcept nogil:
     for t in range(s.ntaps):
         v.rows = max(v.rows, s.taps[3 * t + 1] - v.h)
         v.span = max(v.span, s.taps[3 * t + 2] - v.w)
-    v.pitch = s.out[2] + v.span // s.step[2] + 1
-    v.row = v.pitch * s.step[2]
-    v.plane = ((out_rows - 1) * s.step[1] + v.rows + 1) * v.row
+    v.pitch = s.out[2] + v.span // s.step[2]
+    v.phase = (out_rows + v.rows // s.step[1]) * v.pitch + SLACK
+    v.plane = s.step[1] * s.step[2] * v.phase
     return v
 
 
@@ -43,22 +46,54 @@ cdef void copy_rows(kernels_t k, size_t es, const fc_sweep *s, const RowWindow *
                     ptrdiff_t out_rows,
                     char *rows) noexcept nogil:
     """Input rows under output rows h0 .. h0 + out_rows of one image, channels of a group."""
-    cdef ptrdiff_t c, i, h, first = h0 * s.step[1] + v.h
+    cdef ptrdiff_t c, i, p, h, at, first = h0 * s.step[1] + v.h
     for c in range(s.channels):
         for i in range((out_rows - 1) * s.step[1] + v.rows + 1):
             h = first + i
+            at = c * v.plane + i % s.step[1] * s.step[2] * v.phase + i // s.step[1] * v.pitch
             if 0 <= h < s.in_[1]:
                 k.copy_phases(x + (c * s.in_[1] + h) * s.in_[2] * es, s.in_[2],
-                              (s.in_[1] - h) * s.in_[2], -v.w, s.step[2], v.pitch,
-                              rows + (c * v.plane + i * v.row) * es)
+                              (s.in_[1] - h) * s.in_[2], -v.w, s.step[2], v.pitch, rows + at * es, v.phase)
             else:
-                memset(rows + (c * v.plane + i * v.row) * es, 0, v.row * es)
+                for p in range(s.step[2]):
+                    memset(rows + (at + p * v.phase) * es, 0, v.pitch * es)
 
 
-cdef inline ptrdiff_t row_offset(const fc_sweep *s, const RowWindow *v, ptrdiff_t tap, ptrdiff_t c) noexcept nogil:
-    """Where tap `tap` of channel c starts in the copied rows, relative to its output pixel."""
-    cdef ptrdiff_t w = s.taps[3 * tap + 2] - v.w
-    return c * v.plane + (s.taps[3 * tap + 1] - v.h) * v.row + w % s.step[2] * v.pitch + w // s.step[2]
+cdef inline ptrdiff_t row_offset(const fc_sweep *s, const RowWindow *v, ptrdiff_t tap) noexcept nogil:
+    """Where tap `tap` of a channel starts in the copied rows, relative to its output pixel."""
+    cdef ptrdiff_t h = s.taps[3 * tap + 1] - v.h, w = s.taps[3 * tap + 2] - v.w
+    return (h % s.step[1] * s.step[2] + w % s.step[2]) * v.phase + h // s.step[1] * v.pitch + w // s.step[2]
+
+
+cdef inline uint32_t lane_bits(ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    return (<uint32_t>1 << last) - (<uint32_t>1 << first)
+
+
+cdef ptrdiff_t find_slots(kernels_t k, const fc_sweep *s, const RowWindow *v, ptrdiff_t out_rows,
+                          fc_slot *slot) noexcept nogil:
+    """Slots of some output rows: of each by itself, or running on from row to row if that takes fewer."""
+    cdef ptrdiff_t lanes = k.lanes, width = s.out[2], slots = 0, at, h, w
+    cdef ptrdiff_t flat = ceil_div(ceil_div((out_rows - 1) * v.pitch + width, lanes), TILE_SLOTS) * TILE_SLOTS
+    cdef ptrdiff_t saved = ceil_div(out_rows * ceil_div(width, lanes), TILE_SLOTS) * TILE_SLOTS - flat
+    if (s.out_pixel[2] == 1 and s.out_pixel[1] == width
+            and saved * s.ntaps * s.channels > COMPRESS * flat):
+        for at from 0 <= at < (out_rows - 1) * v.pitch + width by lanes:
+            slot[slots].in_, slot[slots].bits = at, 0
+            slot[slots].out = at // v.pitch * width + min(at % v.pitch, width)
+            for h in range(at // v.pitch, min((at + lanes - 1) // v.pitch + 1, out_rows)):
+                w = h * v.pitch - at  # lane of the row's first pixel
+                if w + width > 0:
+                    slot[slots].bits |= lane_bits(max(w, <ptrdiff_t>0), min(w + width, lanes))
+            if slot[slots].bits:
+                slots += 1
+        return slots
+    for h in range(out_rows):
+        for w from 0 <= w < width by lanes:
+            slot[slots].in_ = h * v.pitch + w
+            slot[slots].out = h * s.out_pixel[1] + w * s.out_pixel[2]
+            slot[slots].bits = lane_bits(0, min(lanes, width - w))
+            slots += 1
+    return slots
 
 
 cdef inline ptrdiff_t direct_tasks(const SweepJob *j, const fc_sweep *s) noexcept nogil:
@@ -87,20 +122,15 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, cha
     cdef char *rows = scratch
     cdef ptrdiff_t *offset = <ptrdiff_t *>(scratch + j.b_size)
     cdef fc_slot *slot = <fc_slot *>(scratch + j.b_size + j.runs_size)
-    cdef ptrdiff_t i, h, w, slots = 0, t, c, most = 8
+    cdef ptrdiff_t i, h, slots, t, c, most = 8
     copy_rows(k, es, s, &v, x, h0, out_rows, rows)
     for c in range(s.channels):  # k = (channel, tap): a channel's rows stay in L1 for all taps
         for t in range(s.ntaps):
-            offset[c * s.ntaps + t] = row_offset(s, &v, t, c)
-    for h in range(out_rows):
-        for w from 0 <= w < s.out[2] by k.lanes:
-            slot[slots].in_ = h * s.step[1] * v.row + w
-            slot[slots].out = h * s.out_pixel[1] + w * s.out_pixel[2]
-            slot[slots].len = <int>min(<ptrdiff_t>k.lanes, s.out[2] - w)
-            slots += 1
+            offset[c * s.ntaps + t] = c * v.plane + (offset[t] if c > 0 else row_offset(s, &v, t))
+    slots = find_slots(k, s, &v, out_rows, slot)
     for i in range(most):  # what fills the last tile up reads the first slot and stores nothing
         slot[slots + i] = slot[0]
-        slot[slots + i].len = 0
+        slot[slots + i].bits = 0
     # Where rows take several panels, a few slots see all of them before the next: their pixels stay in L1, and the
     # weights stream from L2.
     cdef ptrdiff_t some = slots if s.rows <= k.mr else SLOTS
@@ -304,8 +334,7 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
         v = row_window(&j.sweep[i], j.direct_rows)
         depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
         slots = max(slots, j.direct_rows * ceil_div(j.sweep[i].out[2], j.k.lanes))
-        # + slack for the last vector
-        j.b_size = max(j.b_size, aligned((j.sweep[i].channels * v.plane + j.k.lanes) * j.es))
+        j.b_size = max(j.b_size, aligned(j.sweep[i].channels * v.plane * j.es))
         tasks = max(tasks, direct_tasks(j, &j.sweep[i]))
     j.runs_size = aligned(depth * sizeof(ptrdiff_t))
     scratch = j.b_size + j.runs_size + aligned((slots + 8) * sizeof(fc_slot))
@@ -344,7 +373,7 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
     cdef char *sums = j.partial + ((share * j.groups + g) * s.rows * s.channels * s.ntaps) * es
     memset(sums, 0, s.rows * s.channels * s.ntaps * es)
     for t in range(s.ntaps):
-        offset[t] = row_offset(s, &v, t, 0)
+        offset[t] = row_offset(s, &v, t)
     for n in range(s.n * share // j.shares, s.n * (share + 1) // j.shares):
         for h0 from 0 <= h0 < s.out[1] by j.direct_rows:
             out_rows = min(j.direct_rows, s.out[1] - h0)
@@ -355,7 +384,7 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
                     j.k.direct_dot(<int>s.ntaps, out_rows, s.out[2],
                                    j.grad_output + (n * s.out_image + (g * s.rows + oc) * s.out_channel
                                                     + h0 * s.out[2]) * es,
-                                   s.out[2], scratch + c * v.plane * es, s.step[1] * v.row, offset,
+                                   s.out[2], scratch + c * v.plane * es, v.pitch, offset,
                                    sums + (oc * s.channels + c) * s.ntaps * es)
 
 
@@ -372,7 +401,7 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const char *grad_output, con
     j.direct_rows = plan.direct_weight_rows
     j.shares = image_shares(plan)
     v = row_window(j.s, j.direct_rows)
-    j.x_size = aligned((plan.ic * v.plane + j.k.lanes) * j.es)
+    j.x_size = aligned(plan.ic * v.plane * j.es)
     cdef size_t partial = aligned(j.shares * weights * j.es)
     cdef size_t scratch = j.x_size + aligned(plan.taps * sizeof(ptrdiff_t))
     cdef Arena arena = lease(partial + threads * scratch)

@@ -499,7 +499,7 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
                         ih += i // span * (j.stride[1] - span)
                     if 0 <= id_ < j.in_[0] and 0 <= ih < j.in_[1]:
                         k.copy_phases(src + ih * j.in_[2] * es, j.in_[2], (j.in_[1] - ih) * j.in_[2],
-                                      j.pad[2] - w * j.stride[2], 1, j.pitch, dst + i * j.pitch * es)
+                                      j.pad[2] - w * j.stride[2], 1, j.pitch, dst + i * j.pitch * es, 0)
                     else:
                         memset(dst + i * j.pitch * es, 0, j.pitch * es)
         for i in range(0 if j.in_place else v):

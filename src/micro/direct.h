@@ -1,13 +1,16 @@
 /* Direct convolution of few channels: depthwise, small groups, the first layer of a network.
  *
  * With few rows a packed panel is read as often as it is written, so pixels are not packed: input rows are copied
- * once, padded and with their `step` column phases side by side, and the micro-kernel reads lane vectors of the copy
- * through a table of offsets, one for each k = (tap, channel):
+ * once, padded and apart by their phases modulo the step, and the micro-kernel reads lane vectors of the copy through a
+ * table of offsets, one for each k = (tap, channel):
  *
- *     C[row][slot] = sum_k A[k][row] * B[slot + offset[k]]       slot: `lanes` neighbouring pixels of an output row
+ *     C[row][slot] = sum_k A[k][row] * B[slot + offset[k]]       slot: `lanes` neighbouring pixels of the copy
  *
- *     copied row   | phase 0: x0 x2 x4 ... | phase 1: x1 x3 x5 ... |     (step 2: a tap reads one phase, contiguously)
- */
+ *     phase of the row, phase of the column (step 2):   | x00 x02 x04 ... | x20 x22 x24 ... | ...    a tap reads one
+ *                                                       | x01 x03 x05 ... | x21 x23 x25 ... | ...    phase, contiguously
+ *
+ * Output rows are `pitch` pixels apart in every phase, so a slot may run on into the next row; lanes that fall on the
+ * padding between two rows are dropped when it is stored. */
 
 /* Slots of a tile of `rows` rows: as many accumulators as registers allow beside a broadcast */
 #if FC_MR == 8
@@ -53,16 +56,20 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
         FC_UNROLL
         for (int s = 0; s < slots; s++) {
             REAL *p = c + i * ldc + slot[s].out;
-            if (step == 1)
-                vec_store_bits(p, acc[i][s], bits_range(0, slot[s].len));
-            else {
+            const uint32_t bits = slot[s].bits;
+            if (step == 1) {
+                if (bits & (bits + 1))
+                    vec_store_bits(p, vec_compress(acc[i][s], bits), bits_range(0, __builtin_popcount(bits)));
+                else
+                    vec_store_bits(p, acc[i][s], bits);
+            } else {
                 REAL lane[FC_LANES];
                 vec_store(lane, acc[i][s]);
-                if (slot[s].len == FC_LANES) {
+                if (bits == FC_ALL) {
                     FC_UNROLL
                     for (int l = 0; l < FC_LANES; l++) p[l * step] = lane[l];
                 } else
-                    for (int l = 0; l < slot[s].len; l++) {
+                    for (int l = 0; bits >> l; l++) {
                         p[l * step] = lane[l];
                         __asm__ volatile("" : : : "memory"); /* a few elements: not to be vectorised */
                     }
@@ -71,7 +78,7 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
     }
 }
 
-/* C[rows][slots]; seven slots of no length follow the last, to fill the last tile up */
+/* C[rows][slots]; seven slots of no pixels follow the last, to fill the last tile up */
 static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b,
                               const ptrdiff_t *offset, const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step,
                               const void *bias) {
@@ -97,13 +104,13 @@ static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const 
     }
 }
 
-/* Inlined with a constant step; whole vectors, ascending: what one spills, the next overwrites, and the last row spills
- * into the slack behind the copy. */
+/* Inlined with a constant step; whole vectors, ascending: what one spills, the next row overwrites, and the last row
+ * spills into the slack behind its phase. */
 #define copy_row FC_LOCAL(copy_row)
 FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, const ptrdiff_t step,
-                        ptrdiff_t pitch, REAL *dst) {
+                        ptrdiff_t pitch, REAL *dst, ptrdiff_t phase) {
     enum { AHEAD = 4096 / FC_REAL_BYTES }; /* stores to one row after another distract the prefetchers */
-    for (ptrdiff_t p = 0; p < step; p++, dst += pitch) {
+    for (ptrdiff_t p = 0; p < step; p++, dst += phase) {
         ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
         lo = lo < 0 ? 0 : lo < pitch ? lo : pitch;
         hi = hi < lo ? lo : hi < pitch ? hi : pitch;
@@ -121,16 +128,16 @@ FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptr
     }
 }
 
-/* One input row, padded and split into phases: dst[p * pitch + i] = src[i * step + p - before], zero outside [0, size).
- * `readable` elements from src on may be read. */
+/* One input row, padded and split into phases: dst[p * phase + i] = src[i * step + p - before], i < pitch, zero outside
+ * [0, size).  `readable` elements from src on may be read. */
 static void FC_KERNEL(copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before,
-                                   ptrdiff_t step, ptrdiff_t pitch, void *dst) {
+                                   ptrdiff_t step, ptrdiff_t pitch, void *dst, ptrdiff_t phase) {
     if (step == 1)
-        copy_row(src, size, readable, before, 1, pitch, dst);
+        copy_row(src, size, readable, before, 1, pitch, dst, phase);
     else if (step == 2)
-        copy_row(src, size, readable, before, 2, pitch, dst);
+        copy_row(src, size, readable, before, 2, pitch, dst, phase);
     else
-        copy_row(src, size, readable, before, step, pitch, dst);
+        copy_row(src, size, readable, before, step, pitch, dst, phase);
 }
 
 /* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel + offset[t]]: a weight gradient's taps, lanes

@@ -39,10 +39,10 @@ typedef struct {
 
 enum { FC_MAX_RUNS = 64 }; /* >= nr of every table: one pixel a run is the worst case */
 
-/* A slot: `lanes` neighbouring output pixels, `len` of them real. */
+/* A slot: `lanes` neighbouring pixels of the copied rows, those of `bits` output pixels that lie side by side. */
 typedef struct {
-    ptrdiff_t in, out; /* offsets of the first in the copied rows and in the output */
-    int32_t len;
+    ptrdiff_t in, out; /* offsets in the copied rows, and of the first real one in the output */
+    uint32_t bits;
 } fc_slot;
 
 /* A sweep: one stride-`step` pass of a filter over a batch of images, the work that a packed implicit GEMM does.
@@ -182,7 +182,7 @@ typedef struct {
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
                    const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias);
     void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, ptrdiff_t step,
-                        ptrdiff_t pitch, void *dst);
+                        ptrdiff_t pitch, void *dst, ptrdiff_t phase);
     void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
                        ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
 

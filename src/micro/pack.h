@@ -112,23 +112,6 @@ static void FC_KERNEL(store_runs)(const fc_sweep *s, const fc_run *run, int nrun
     }
 }
 
-static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
-                                    int rows, int channels_first, void *a_) {
-    const ptrdiff_t tap_step = channels_first ? FC_MR : s->channels * FC_MR;
-    const ptrdiff_t channel_step = channels_first ? s->ntaps * FC_MR : FC_MR;
-    for (ptrdiff_t t = 0; t < s->ntaps; t++) {
-        const REAL *src = (const REAL *)w + s->weights[t];
-        REAL *a = (REAL *)a_ + t * tap_step;
-        for (ptrdiff_t c = 0; c < s->channels; c++, src += channel_stride, a += channel_step) {
-            if (rows == FC_MR) {
-                FC_UNROLL
-                for (int i = 0; i < FC_MR; i++) a[i] = src[i * row_stride];
-            } else
-                for (int i = 0; i < FC_MR; i++) a[i] = i < rows ? src[i * row_stride] : 0;
-        }
-    }
-}
-
 /* dst[j * dst_stride + i] = src[i * src_stride + j], vectors of `rows` (<= lanes) x `cols` (<= lanes); a lane behind
  * `rows` becomes zero.  Returns the sum over j of the vectors written. */
 #define transpose_block FC_LOCAL(transpose_block)
@@ -177,6 +160,29 @@ static void FC_KERNEL(transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_
             transpose_block((const REAL *)src + i * src_stride + j, src_stride, r, c, (REAL *)dst + j * dst_stride + i,
                             dst_stride, bits_range(0, r));
         }
+}
+
+static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
+                                    int rows, int channels_first, void *a_) {
+    const ptrdiff_t tap_step = channels_first ? FC_MR : s->channels * FC_MR;
+    const ptrdiff_t channel_step = channels_first ? s->ntaps * FC_MR : FC_MR;
+    const ptrdiff_t n = s->ntaps;
+    if (rows == FC_MR && channels_first && channel_stride == n && n > 0 &&
+        s->weights[n - 1] == n - 1) { /* as they lie */
+        FC_KERNEL(transpose)(w, row_stride, FC_MR, s->ntaps * s->channels, a_, FC_MR);
+        return;
+    }
+    for (ptrdiff_t t = 0; t < s->ntaps; t++) {
+        const REAL *src = (const REAL *)w + s->weights[t];
+        REAL *a = (REAL *)a_ + t * tap_step;
+        for (ptrdiff_t c = 0; c < s->channels; c++, src += channel_stride, a += channel_step) {
+            if (rows == FC_MR) {
+                FC_UNROLL
+                for (int i = 0; i < FC_MR; i++) a[i] = src[i * row_stride];
+            } else
+                for (int i = 0; i < FC_MR; i++) a[i] = i < rows ? src[i * row_stride] : 0;
+        }
+    }
 }
 
 static void FC_KERNEL(pack_rows)(const void *src_, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst_) {

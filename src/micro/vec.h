@@ -145,6 +145,24 @@ FC_INLINE void vec_stream(REAL *p, vec v) { vec_store(p, v); }
 FC_INLINE vec vec_load_edge(const REAL *p, uint32_t bits) { return vec_load_bits(p, bits); }
 #endif
 
+/* The lanes of `bits`, moved to the front */
+#define vec_compress FC_LOCAL(vec_compress)
+FC_INLINE vec vec_compress(vec v, uint32_t bits) {
+#if FC_VEC_BYTES == 64 && FC_REAL_BYTES == 4
+    return (vec)_mm512_maskz_compress_ps((__mmask16)bits, (__m512)v);
+#elif FC_VEC_BYTES == 64
+    return (vec)_mm512_maskz_compress_pd((__mmask8)bits, (__m512d)v);
+#else
+    REAL lane[FC_LANES], front[FC_LANES];
+    int n = 0;
+    vec_store(lane, v);
+    for (int i = 0; i < FC_LANES; i++)
+        if (bits >> i & 1) front[n++] = lane[i];
+    for (; n < FC_LANES; n++) front[n] = 0;
+    return vec_load(front);
+#endif
+}
+
 /* Two-vector shuffles with constant indices: vec_even(a, b) = a0 a2 a4 ... b0 b2 ..., vec_odd
  * a1 a3 a5 ...; vec_zip_* interleave a and b. */
 #if FC_LANES == 16
