@@ -43,6 +43,7 @@ cdef struct WinogradJob:
     ptrdiff_t[2] dilation
     ptrdiff_t patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
     ptrdiff_t chunk  # channels a task of phase 1
+    ptrdiff_t width  # rows of a panel: nr, or what cuts the rows into even panels
     const char *x
     const char *weights  # of all groups
     const char *weight
@@ -87,7 +88,7 @@ cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     j.k.winograd_filters(<int>j.w.r, j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride,
                          j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
                          min(j.chunk, j.channels - c), j.flip,
-                         j.u + ((row // j.k.nr * j.channels + c) * j.k.nr + row % j.k.nr) * j.es, j.u_plane)
+                         j.u + ((row // j.width * j.channels + c) * j.k.nr + row % j.width) * j.es, j.u_plane)
 
 
 cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image *image, ptrdiff_t *n,
@@ -149,7 +150,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef size_t es = j.es
     cdef ptrdiff_t blocks = ceil_div(j.count, j.w.task_patches), nr = k.nr, plane = j.out_h * j.out_w
     cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
-    cdef ptrdiff_t row0 = task // blocks * nr, cols = min(nr, whole_lanes(j, j.rows - row0))
+    cdef ptrdiff_t panel = task // blocks, row0 = panel * j.width, cols = min(j.width, whole_lanes(j, j.rows - row0))
     cdef ptrdiff_t tiles = (patch1 - patch0) * patch_tiles(j)
     cdef ptrdiff_t c, col, n, d, at, patch
     cdef int height = <int>(j.w.tiles_h * j.m), width = <int>(j.w.tiles_w * j.m)
@@ -166,7 +167,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                                    min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
             multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), j.chunk, tiles, cols, c > 0, products)
     else:
-        multiply_tiles(j, v, j.u + row0 * j.channels * es, j.channels, j.chunk if j.used_once else j.channels, tiles,
+        multiply_tiles(j, v, j.u + panel * nr * j.channels * es, j.channels, j.chunk if j.used_once else j.channels, tiles,
                        cols, False, products)
     image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
     for patch in range(patch0, patch1):
@@ -195,6 +196,7 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.v_stride = whole_lanes(j, j.channels)
     j.v_plane = odd_lines(j.w.block_patches * patch_tiles(j) * j.v_stride, j.es)
     j.chunk = 4 * j.k.lanes
+    j.width = whole_lanes(j, ceil_div(j.rows, ceil_div(j.rows, j.k.nr)))
     j.patch_size = aligned((j.w.tiles_h * j.m + j.w.r - 1) * (j.w.tiles_w * j.m + j.w.r - 1) * j.k.lanes * j.es)
     j.finite = 1
 
@@ -324,8 +326,8 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
         j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.depth + d) * plane * j.es, rows, cols,
                        scratch)
         j.k.winograd_gradient(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
-                              j.d + ((c // j.k.nr * j.w.block_patches + patch) * patch_tiles(j) * j.k.nr
-                                     + c % j.k.nr) * j.es,
+                              j.d + ((c // j.width * j.w.block_patches + patch) * patch_tiles(j) * j.k.nr
+                                     + c % j.width) * j.es,
                               j.d_plane, j.k.nr)
 
 
@@ -339,16 +341,16 @@ cdef void multiply_weights(const WinogradJob *j, ptrdiff_t p, ptrdiff_t c0, ptrd
         row[c] = c
     for c from c0 <= c < c1 by k.mr:
         k.gemm_rows(1, &zero, j.count * patch_tiles(j), j.v + (p * j.v_plane + c) * j.es, row, j.v_stride,
-                    j.d + (p * j.d_plane + panel * j.w.block_patches * patch_tiles(j)) * j.es,
+                    j.d + (p * j.d_plane + panel // j.width * k.nr * j.w.block_patches * patch_tiles(j)) * j.es,
                     sums + (c - c0) * stride * j.es, stride, <int>min(<ptrdiff_t>k.mr, c1 - c),
-                    <int>min(<ptrdiff_t>k.nr, whole_lanes(j, j.rows - panel)), j.accumulate)
+                    <int>min(j.width, whole_lanes(j, j.rows - panel)), j.accumulate)
 
 
 cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: dU of one point and a chunk of input channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), p = task // chunks, c0 = task % chunks * j.chunk, panel
-    for panel from 0 <= panel < j.rows by j.k.nr:
+    for panel from 0 <= panel < j.rows by j.width:
         multiply_weights(j, p, c0, min(c0 + j.chunk, j.channels), panel,
                          j.u + (p * j.u_plane + c0 * j.u_stride + panel) * j.es, j.u_stride)
 
@@ -371,11 +373,11 @@ cdef void weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
 cdef void fused_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: dU, then dW, of a panel of output channels and a chunk of input channels; dU stays in L2."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, panel = task // chunks * j.k.nr
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, panel = task // chunks * j.width
     cdef ptrdiff_t count = min(j.chunk, j.channels - c), p, col
     for p in range(POINTS):
         multiply_weights(j, p, c, c + count, panel, scratch + p * j.u_plane * j.es, j.u_stride)
-    for col from 0 <= col < min(<ptrdiff_t>j.k.nr, j.rows - panel) by j.k.lanes:
+    for col from 0 <= col < min(j.width, j.rows - panel) by j.k.lanes:
         finish_weights(j, scratch + col * j.es, panel + col, c, count)
 
 
