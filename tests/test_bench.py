@@ -3,20 +3,29 @@
 import importlib.util
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastconv
-from fastconv import geometry
+from fastconv import functional, geometry, models
 from fastconv.__main__ import main
 from fastconv.bench import timing
 from fastconv.bench.cases import SUITES, load_cases
+from fastconv.bench.memory import peak_memory
 from fastconv.bench.numpy_peer import NumPy, NumPyProcess, error
 from fastconv.bench.peers import PEERS, FastConv
 from fastconv.bench.suite import WRONG, Record, Report, Result
 
 SMALL = load_cases(pattern="lenet|relu_19kb|pixel_3x3|odd_41")
+VOLUMES = [  # operators of other ranks, with few channels and pixels
+    replace(case, x_shape=(1, 4, *(min(size, 6) for size in case.x_shape[2:])), oc=4)
+    for case in load_cases(["operators"], "unet3d|wavenet_d1/|dcgan_2|max3d|avg3d")
+]
+NETWORKS = [  # on small images
+    replace(case, x_shape=(2, 3, 64, 64)) for case in load_cases(["networks"], "resnet18_b8|mobilenet_v2_b8/inference")
+]
 TINY = timing.Budget(rounds=2, block=0, gap=0)
 
 
@@ -25,14 +34,15 @@ def test_shapes_are_what_the_operators_make_of_them(suite):
     cases = load_cases([suite])
     assert len({str(case) for case in cases}) == len(cases) > 0
     for case in cases:
-        windows = case.windows
-        if case.op == "conv2d":
-            g = geometry.conv_geometry("", 2, case.x_shape, case.weight_shape, **windows)
-            assert case.out_shape == g.out_shape
+        windows, ndim = case.windows, len(case.kernel)
+        if case.weighted:  # a transposed convolution goes from the output of a convolution to its input
+            x_shape, out_shape = (case.x_shape, case.out_shape)[:: -1 if case.transposed else 1]
+            g = geometry.conv_geometry("", ndim, x_shape, case.weight_shape, **windows)
+            assert out_shape == g.out_shape
             assert case.flop == 2 * g.macs * (1 + (case.direction == "backward"))
         elif case.op != "relu":
-            g = geometry.pool_geometry("", 2, case.x_shape, **windows, dilation=1, ceil_mode=False)
-            assert case.out_shape == (*case.x_shape[:2], *g.out_size[1:])
+            g = geometry.pool_geometry("", ndim, case.x_shape, **windows | {"dilation": 1}, ceil_mode=False)
+            assert case.out_shape == (*case.x_shape[:2], *g.out_size[-ndim:])
 
 
 def test_filter_searches_the_identity():
@@ -74,13 +84,43 @@ def test_every_library_computes_every_operator(name):
     except ImportError as failure:
         pytest.skip(str(failure))
     ran = set()
-    for case in SMALL:
+    for case in (*SMALL, *VOLUMES, *NETWORKS):
         arrays = case.arrays()
         if (call := library.prepare(case, arrays)) is not None:
             call()
             assert error(library.outputs(call()), case.expected(arrays)) < WRONG, case
-            ran.add(case.function)
-    assert ran >= {case.function for case in SMALL if case.direction == "forward"}
+            ran.add((case.op, case.direction))
+    assert ran >= {(case.op, "forward") for case in SMALL}
+    if name in ("fastconv", "torch"):
+        assert ran == {(case.op, case.direction) for case in (*SMALL, *VOLUMES, *NETWORKS)}
+    elif name in ("onnxruntime", "openvino", "MNN"):
+        assert ("network", "inference") in ran
+
+
+@pytest.mark.parametrize("case", load_cases(["networks"], "training"), ids=str)
+def test_networks_have_the_multiplications_that_are_counted(case, no_random_numbers, monkeypatch):
+    macs = []
+
+    def convolve(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, **options):
+        g = geometry.conv_geometry("conv2d", 2, x.shape, weight.shape, stride, padding, dilation, groups)
+        macs.append(g.macs)
+        return np.zeros(g.out_shape, np.float32)
+
+    def multiply(x, weight, bias=None):
+        macs.append(weight.size)
+        return np.zeros((1, len(weight)), np.float32)
+
+    monkeypatch.setattr(functional, "conv2d", convolve)
+    monkeypatch.setattr(functional, "linear", multiply)
+    getattr(models, case.model_name)(rng=no_random_numbers).eval()(np.zeros((1, *case.x_shape[1:]), np.float32))
+    assert sum(macs) == pytest.approx(case.macs, rel=2e-3)
+
+
+def test_memory_of_a_process(monkeypatch):
+    case = NETWORKS[0]
+    before, peak = peak_memory(FastConv.name, case, 1) or pytest.skip("no Linux")
+    assert 4 * 11_689_512 < before < peak < 2**30  # the weights, and what a step adds: gradients and momentum at least
+    assert peak - before > 2 * 4 * 11_689_512
 
 
 def test_numpy_in_its_process():
