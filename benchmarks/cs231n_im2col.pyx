@@ -12,11 +12,11 @@ def im2col(double[:, :, :, ::1] padded, int hh, int ww, int stride):
     result = np.empty((c * hh * ww, n * out_h * out_w))
     cdef double[:, ::1] cols = result
     for channel in range(c):
-        for i in range(hh):
-            for j in range(ww):
-                row = (channel * hh + i) * ww + j
-                for y in range(out_h):
-                    for x in range(out_w):
+        for y in range(out_h):
+            for x in range(out_w):
+                for i in range(hh):
+                    for j in range(ww):
+                        row = (channel * hh + i) * ww + j
                         for image in range(n):
                             column = (y * out_w + x) * n + image
                             cols[row, column] = padded[image, channel, stride * y + i, stride * x + j]
@@ -44,12 +44,13 @@ def col2im(double[:, ::1] cols, shape, int hh, int ww, int pad, int stride):
 
 def conv_forward(x, w, b, conv_param):
     stride, pad = conv_param["stride"], conv_param["pad"]
-    n, c, h, width = x.shape
+    n, _, h, width = x.shape
     filters, _, hh, ww = w.shape
     out_h, out_w = (h + 2 * pad - hh) // stride + 1, (width + 2 * pad - ww) // stride + 1
     cols = im2col(np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))), hh, ww, stride)
     out = np.dot(w.reshape(filters, -1), cols) + b.reshape(-1, 1)
-    return np.ascontiguousarray(out.reshape(filters, out_h, out_w, n).transpose(3, 0, 1, 2)), (x, w, b, conv_param, cols)
+    out = out.reshape(filters, out_h, out_w, n).transpose(3, 0, 1, 2)
+    return np.ascontiguousarray(out), (x, w, b, conv_param, cols)
 
 
 def conv_backward(dout, cache):

@@ -1,8 +1,8 @@
 """Whole networks: a forward pass for inference, or a training step, of a model of :mod:`fastconv.models`.
 
-A training step is forward pass, loss, backward pass and SGD with momentum; its results are the loss and the gradient of
-the last layer's weights: in float32 that of the first differs by percents between libraries, as rounding decides what some
-ReLU lets pass. The learning rate is zero, so that all steps have the same results; the work is the same.
+A training step is forward pass, loss, backward pass and SGD with momentum. Its results are the loss and the gradient of
+the last layer's weights: in float32 that of the first differs by percents between libraries, as rounding decides what
+some ReLU lets pass. The learning rate is zero, so that all steps have the same results; the work is the same.
 """
 
 from __future__ import annotations
