@@ -1,6 +1,7 @@
 """The benchmark: its shapes, its clock, every library's results, and the command line."""
 
 import importlib.util
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -140,10 +141,12 @@ def report():
     """A report in which fastconv is twice as fast as anything, and thrice in its other layout."""
     names = ("NumPy", *PEERS, "fastconv 1 thread", "fastconv gemm")
     records = []
-    for case in load_cases():
+    for case in load_cases((*SUITES, "networks")):
         results = {name: Result(2.0, 2.0, 2e-6) for name in names} | {FastConv.name: Result(1.0, 1.0, 1e-6)}
         results[f"{FastConv.name} channels_last"] = Result(2 / 3, 2 / 3, 1e-6)
         results["ncnn"] = Result(unavailable="wrong result")
+        if getattr(case, "memory", False):
+            results[FastConv.name].memory = (2**29, 2**30)
         records.append(Record(case, 1e11, results))
     machine = dict.fromkeys(("processor", "isa", "python", "blas"), "") | {"threads": 2, "environment": {}}
     libraries = dict.fromkeys((*names, FastConv.name), "1.0")
@@ -163,8 +166,22 @@ def test_figures(report):
     assert means["layers, against torch, backward"] == (2, 2)
     assert means["depthwise, against torch, each in its best layout, forward"] == (3, 3)
     assert means["error, over that of direct summation, forward"] == (0.5, 0.5)
+    assert means["networks, batch 8, against the best peer of each, inference"] == (2, 2)
+    assert means["networks, against torch, the better layout, training"] == (2, 2)
+    assert means["operators, against torch, the better layout, backward"] == (2, 2)
     assert "layers, against ncnn, forward" not in means
     assert "layers, against the best peer of each, backward" not in means
+
+
+def test_tables_of_networks_and_operators(report):
+    console = pytest.importorskip("rich.console").Console(record=True, width=200, file=io.StringIO())
+    from fastconv.bench.report import print_report
+
+    print_report(report, console)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["resnet152_b2,", "training", "fastconv", "512", "1024", "512"] in lines
+    for case in ("resnet50_b8", "c3d_1", "dcgan_2"):
+        assert sum(case in line for line in lines) == 2
 
 
 def test_plot(report, tmp_path):
@@ -176,6 +193,8 @@ def test_plot(report, tmp_path):
         path = tmp_path / f"{name}.png"
         plot(Report(report.machine, records), path)
         assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="--plot must have"):
+        plot(Report(report.machine, [r for r in report.records if r.case.suite == "networks"]), path)
 
 
 def test_bench_measures_prints_and_writes(tmp_path, capsys):

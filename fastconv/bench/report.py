@@ -209,8 +209,10 @@ def figures(report: Report) -> list[Figure]:
 
     def dense_3x3(record: Record) -> bool:
         case = record.case
+        if not layer(record):
+            return False
         plain = case.kernel == (3, 3) and case.stride == case.dilation == (1, 1) and case.groups == 1
-        return layer(record) and plain and min(case.oc, case.x_shape[1]) >= 64
+        return plain and min(case.oc, case.x_shape[1]) >= 64
 
     def pooling(record: Record) -> bool:
         return record.case.suite == "pooling"
