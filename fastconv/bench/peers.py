@@ -343,7 +343,12 @@ class Mnn(Library):
             source, target = (os.path.join(folder, name) for name in ("case.onnx", "case.mnn"))
             with open(source, "wb") as file:
                 file.write(model)
-            self.convert(["", "-f", "ONNX", "--modelFile", source, "--MNNModel", target, "--bizCode", "fastconv"])
+            before = os.getcwd()
+            os.chdir(folder)  # where the converter puts its temporary files
+            try:
+                self.convert(["", "-f", "ONNX", "--modelFile", source, "--MNNModel", target, "--bizCode", "fastconv"])
+            finally:
+                os.chdir(before)
             interpreter = self.mnn.Interpreter(target)
             session = interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": self.threads})
         x = self.mnn.Tensor(case.x_shape, self.mnn.Halide_Type_Float, arrays["x"], self.mnn.Tensor_DimensionType_Caffe)
