@@ -176,6 +176,14 @@ def _delivered(out: NDArray | None, target: NDArray) -> NDArray:
     return out
 
 
+def _add(y: NDArray, x: NDArray) -> NDArray:
+    """Add `x` to `y` in place; return `y`."""
+    if y.size and y.ndim > 1 and y.shape == x.shape and _type_char(y) and _type_char(y) == _type_char(x):
+        _kernels.epilogue(y, None, x, *y.shape[:2])
+        return y
+    return np.add(y, x, out=y)
+
+
 def _outs(function: str, out: Any, output_mask: Mask, others: dict[str, Any]) -> Gradients:
     """Return the destinations of the three gradients, which share memory neither with `others` nor with another."""
     if output_mask is not _ALL:

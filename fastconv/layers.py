@@ -1380,8 +1380,15 @@ class Residual(Module):
             if layer is not None:
                 yield name, layer
 
+    def _sum(self, a: np.ndarray, b: np.ndarray, end: int) -> np.ndarray:
+        """Add in place where `a` is new, from a layer at that end of the body which keeps no hold of it."""
+        layer: Module = self.body
+        while isinstance(layer, Sequential) and len(layer):
+            layer = layer[end]
+        return functional._add(a, b) if isinstance(layer, (_Weighted, BatchNorm)) else a + b
+
     def forward(self, x: np.ndarray) -> np.ndarray:
-        y = self.body(x) + (x if self.shortcut is None else self.shortcut(x))
+        y = self._sum(self.body(x), x if self.shortcut is None else self.shortcut(x), -1)
         return y if self.activation is None else self.activation(y)
 
     def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
@@ -1390,7 +1397,7 @@ class Residual(Module):
         grad_input = self.body.backward(grad_output, needs_input_grad)
         if self.shortcut is not None:
             grad_output = self.shortcut.backward(grad_output, needs_input_grad)
-        return grad_input + grad_output if needs_input_grad else None
+        return self._sum(grad_input, grad_output, 0) if needs_input_grad else None
 
 
 class Concat(Module):

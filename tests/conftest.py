@@ -32,3 +32,14 @@ def rng():
 @pytest.fixture
 def torch():
     return pytest.importorskip("torch")
+
+
+class _Zeros(np.random.Generator):
+    def standard_normal(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+
+@pytest.fixture
+def no_random_numbers():
+    """A source of zeros: random numbers for 138 million weights take longer than a test."""
+    return _Zeros(np.random.PCG64(0))

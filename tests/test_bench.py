@@ -1,22 +1,32 @@
 """The benchmark: its shapes, its clock, every library's results, and the command line."""
 
 import importlib.util
+import io
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastconv
-from fastconv import geometry
+from fastconv import functional, geometry, models
 from fastconv.__main__ import main
 from fastconv.bench import timing
 from fastconv.bench.cases import SUITES, load_cases
+from fastconv.bench.memory import peak_memory
 from fastconv.bench.numpy_peer import NumPy, NumPyProcess, error
 from fastconv.bench.peers import PEERS, FastConv
 from fastconv.bench.suite import WRONG, Record, Report, Result
 
 SMALL = load_cases(pattern="lenet|relu_19kb|pixel_3x3|odd_41")
+VOLUMES = [  # operators of other ranks, with few channels and pixels
+    replace(case, x_shape=(1, 4, *(min(size, 6) for size in case.x_shape[2:])), oc=4)
+    for case in load_cases(["operators"], "unet3d|wavenet_d1/|dcgan_2|max3d|avg3d")
+]
+NETWORKS = [  # on small images
+    replace(case, x_shape=(2, 3, 64, 64)) for case in load_cases(["networks"], "resnet18_b8|mobilenet_v2_b8/inference")
+]
 TINY = timing.Budget(rounds=2, block=0, gap=0)
 
 
@@ -25,14 +35,15 @@ def test_shapes_are_what_the_operators_make_of_them(suite):
     cases = load_cases([suite])
     assert len({str(case) for case in cases}) == len(cases) > 0
     for case in cases:
-        windows = case.windows
-        if case.op == "conv2d":
-            g = geometry.conv_geometry("", 2, case.x_shape, case.weight_shape, **windows)
-            assert case.out_shape == g.out_shape
+        windows, ndim = case.windows, len(case.kernel)
+        if case.weighted:  # a transposed convolution goes from the output of a convolution to its input
+            x_shape, out_shape = (case.x_shape, case.out_shape)[:: -1 if case.transposed else 1]
+            g = geometry.conv_geometry("", ndim, x_shape, case.weight_shape, **windows)
+            assert out_shape == g.out_shape
             assert case.flop == 2 * g.macs * (1 + (case.direction == "backward"))
         elif case.op != "relu":
-            g = geometry.pool_geometry("", 2, case.x_shape, **windows, dilation=1, ceil_mode=False)
-            assert case.out_shape == (*case.x_shape[:2], *g.out_size[1:])
+            g = geometry.pool_geometry("", ndim, case.x_shape, **windows | {"dilation": 1}, ceil_mode=False)
+            assert case.out_shape == (*case.x_shape[:2], *g.out_size[-ndim:])
 
 
 def test_filter_searches_the_identity():
@@ -74,13 +85,43 @@ def test_every_library_computes_every_operator(name):
     except ImportError as failure:
         pytest.skip(str(failure))
     ran = set()
-    for case in SMALL:
+    for case in (*SMALL, *VOLUMES, *NETWORKS):
         arrays = case.arrays()
         if (call := library.prepare(case, arrays)) is not None:
             call()
             assert error(library.outputs(call()), case.expected(arrays)) < WRONG, case
-            ran.add(case.function)
-    assert ran >= {case.function for case in SMALL if case.direction == "forward"}
+            ran.add((case.op, case.direction))
+    assert ran >= {(case.op, "forward") for case in SMALL}
+    if name in ("fastconv", "torch"):
+        assert ran == {(case.op, case.direction) for case in (*SMALL, *VOLUMES, *NETWORKS)}
+    elif name in ("onnxruntime", "openvino", "MNN"):
+        assert ("network", "inference") in ran
+
+
+@pytest.mark.parametrize("case", load_cases(["networks"], "training"), ids=str)
+def test_networks_have_the_multiplications_that_are_counted(case, no_random_numbers, monkeypatch):
+    macs = []
+
+    def convolve(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, **options):
+        g = geometry.conv_geometry("conv2d", 2, x.shape, weight.shape, stride, padding, dilation, groups)
+        macs.append(g.macs)
+        return np.zeros(g.out_shape, np.float32)
+
+    def multiply(x, weight, bias=None):
+        macs.append(weight.size)
+        return np.zeros((1, len(weight)), np.float32)
+
+    monkeypatch.setattr(functional, "conv2d", convolve)
+    monkeypatch.setattr(functional, "linear", multiply)
+    getattr(models, case.model_name)(rng=no_random_numbers).eval()(np.zeros((1, *case.x_shape[1:]), np.float32))
+    assert sum(macs) == pytest.approx(case.macs, rel=2e-3)
+
+
+def test_memory_of_a_process(monkeypatch):
+    case = NETWORKS[0]
+    before, peak = peak_memory(FastConv.name, case, 1) or pytest.skip("no Linux")
+    assert 4 * 11_689_512 < before < peak < 2**30  # the weights, and what a step adds: gradients and momentum at least
+    assert peak - before > 2 * 4 * 11_689_512
 
 
 def test_numpy_in_its_process():
@@ -100,10 +141,12 @@ def report():
     """A report in which fastconv is twice as fast as anything, and thrice in its other layout."""
     names = ("NumPy", *PEERS, "fastconv 1 thread", "fastconv gemm")
     records = []
-    for case in load_cases():
+    for case in load_cases((*SUITES, "networks")):
         results = {name: Result(2.0, 2.0, 2e-6) for name in names} | {FastConv.name: Result(1.0, 1.0, 1e-6)}
         results[f"{FastConv.name} channels_last"] = Result(2 / 3, 2 / 3, 1e-6)
         results["ncnn"] = Result(unavailable="wrong result")
+        if getattr(case, "memory", False):
+            results[FastConv.name].memory = (2**29, 2**30)
         records.append(Record(case, 1e11, results))
     machine = dict.fromkeys(("processor", "isa", "python", "blas"), "") | {"threads": 2, "environment": {}}
     libraries = dict.fromkeys((*names, FastConv.name), "1.0")
@@ -123,8 +166,22 @@ def test_figures(report):
     assert means["layers, against torch, backward"] == (2, 2)
     assert means["depthwise, against torch, each in its best layout, forward"] == (3, 3)
     assert means["error, over that of direct summation, forward"] == (0.5, 0.5)
+    assert means["networks, batch 8, against the best peer of each, inference"] == (2, 2)
+    assert means["networks, against torch, the better layout, training"] == (2, 2)
+    assert means["operators, against torch, the better layout, backward"] == (2, 2)
     assert "layers, against ncnn, forward" not in means
     assert "layers, against the best peer of each, backward" not in means
+
+
+def test_tables_of_networks_and_operators(report):
+    console = pytest.importorskip("rich.console").Console(record=True, width=200, file=io.StringIO())
+    from fastconv.bench.report import print_report
+
+    print_report(report, console)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["resnet152_b2,", "training", "fastconv", "512", "1024", "512"] in lines
+    for case in ("resnet50_b8", "c3d_1", "dcgan_2"):
+        assert sum(case in line for line in lines) == 2
 
 
 def test_plot(report, tmp_path):
@@ -136,6 +193,8 @@ def test_plot(report, tmp_path):
         path = tmp_path / f"{name}.png"
         plot(Report(report.machine, records), path)
         assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="--plot must have"):
+        plot(Report(report.machine, [r for r in report.records if r.case.suite == "networks"]), path)
 
 
 def test_bench_measures_prints_and_writes(tmp_path, capsys):

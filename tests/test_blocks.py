@@ -149,3 +149,23 @@ def test_adamw_and_schedules_equal_torch(torch, rng, schedule):
         other = getattr(optim, name)(optim.AdamW([ours], 0.1), **options)
         other.load_state_dict(state)
         assert other.optimizer.lr == optimizers[0].lr
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda: Conv2d(3, 3, 3, padding=1, rng=0),
+        lambda: Conv2d(3, 3, 3, padding=1, padding_mode="reflect", rng=0),
+        lambda: Sequential(BatchNorm2d(3), ReLU()),
+        lambda: Sequential(ReLU(), Sequential(BatchNorm2d(3))),
+        lambda: Sequential(),
+    ],
+)
+def test_residual_sums_write_over_no_array_of_others(body, rng):
+    """The sum is written over a body's output only where the body does not read it again."""
+    x, g = rng.standard_normal((2, 2, 3, 6, 7), np.float32)
+    before, alone, block = [x.copy(), g.copy()], body(), Residual(body())
+    np.testing.assert_array_equal(block(x), alone(x) + x)
+    np.testing.assert_array_equal(block.backward(g), alone.backward(g) + g)
+    for array, kept in zip((x, g), before, strict=True):
+        np.testing.assert_array_equal(array, kept)

@@ -4,9 +4,12 @@
 
     *.csv            shapes
     cases.py         what is timed: inputs, expected results, work
+    networks.py      the same for whole networks
     timing.py        blocks that alternate, rounds, medians
     peers.py         fastconv and the libraries that it is compared with
+    torch_models.py  PyTorch's networks
     numpy_peer.py    the fastest honest NumPy, in a process of its own
+    memory.py        the peak memory of a process of its own
     suite.py         runs cases over libraries, checks every result
     report.py        tables and figures
     plot.py          the roofline, and bars against peers
@@ -29,6 +32,7 @@ __all__ = ["add_arguments", "run"]
 
 _QUICK_SUITES = ("layers", "pooling", "relu")
 _SUITES = ("depthwise", *_QUICK_SUITES)
+_NAMED_SUITES = ("general", "operators", "networks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite",
         action="append",
-        choices=(*_SUITES, "general"),
-        help="only these shapes, can be repeated; general, which no list of layers has, is measured only if named",
+        choices=(*_SUITES, *_NAMED_SUITES),
+        help="only these, can be repeated; measured only if named: general (shapes that no list of layers has), "
+        "operators (of one and three dimensions, transposed), networks (whole ones, inference and training)",
+    )
+    parser.add_argument(
+        "--networks", action="append_const", dest="suite", const="networks", help="the same as --suite networks"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every library (all that there are)")
     parser.add_argument(
@@ -91,7 +99,10 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from .plot import plot
 
-        plot(report, args.plot)
+        try:
+            plot(report, args.plot)
+        except ValueError as error:
+            return _failed(f"bench: {error}")
     return 0
 
 

@@ -31,11 +31,13 @@ _SPIN_TICKS = "24"  # of OpenBLAS's idle threads: 2**24, some 6 ms, instead of 1
 
 
 class NumPy(Library):
-    """The second part of :mod:`fastconv.reference`; for convolution the faster of columns and planes."""
+    """The second part of :mod:`fastconv.reference`; for convolution the faster of columns and planes. 2-D alone."""
 
     name, distribution = "NumPy", "numpy"
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call:
+    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
+        if case.op not in ("conv2d", "max_pool2d", "avg_pool2d", "relu"):
+            return None
         backward = case.direction == "backward"
         forms = {"conv2d": ["im2col"], "relu": ["maximum"]}.get(case.op, ["strided"])
         if case.op == "conv2d" and case.oc * case.weight_shape[1] <= 16 * case.groups:  # planes loop over both
@@ -85,8 +87,11 @@ class NumPyProcess:
         self._pipe.close()
         self._process.join()
 
-    def prepare(self, case: Case) -> Callable[[], tuple[tuple[NDArray, ...], float]]:
-        """Begin to prepare the case for `time_block`; return what waits for the float64 results and NumPy's error."""
+    def prepare(self, case: Case) -> Callable[[], tuple[tuple[NDArray, ...], float | None]]:
+        """Begin to prepare the case for `time_block`; return what waits for the float64 results and NumPy's error.
+
+        The error is None where there is nothing to time.
+        """
         return self._call("prepare", case)
 
     def time_block(self, seconds: float, calls: int = 1) -> float:
@@ -118,13 +123,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 class _Server:
     """The other end of `NumPyProcess`."""
 
-    call: Call
+    call: Call | None
 
-    def prepare(self, case: Case) -> tuple[tuple[NDArray, ...], float]:
+    def prepare(self, case: Case) -> tuple[tuple[NDArray, ...], float | None]:
         library, arrays = NumPy(threads=0), case.arrays()
         self.call = library.prepare(case, arrays)
         expected = case.expected(arrays)
-        return expected, error(library.outputs(self.call()), expected)
+        return expected, error(library.outputs(self.call()), expected) if self.call else None
 
     def time_block(self, seconds: float, calls: int) -> float:
         return time_block(self.call, seconds, calls)

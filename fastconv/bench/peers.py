@@ -2,7 +2,8 @@
 
 Every library gets what its own interface offers against overhead: inputs and outputs bound in advance, weights prepared
 once, eager mode where there is no other. All take and give NCHW arrays of float32, with float32 arithmetic asked for
-explicitly; the instances whose name ends in ``channels_last`` take and give NHWC. A library that is not installed
+explicitly; the instances whose name ends in ``channels_last`` take and give NHWC. In networks for inference, batch
+normalisation is inside the convolutions, where a library can put it there. A library that is not installed
 raises ImportError when it is made.
 """
 
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 import fastconv
 
+from . import torch_models
 from .cases import Arrays, Case
+from .networks import OPTIONS, Network, onnx_graph
 from .timing import fastest
 
 Call = Callable[[], Any]
@@ -40,7 +43,7 @@ class Library:
     def version(self) -> str:
         return version(self.distribution)
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
+    def prepare(self, case: Case | Network, arrays: Arrays) -> Call | None:
         """Return a function without arguments that runs the case, or None if the library has no such operation."""
         raise NotImplementedError
 
@@ -60,7 +63,16 @@ class FastConv(Library):
         self.layout, self.algorithm = layout, algorithm
         self.context = partial(fastconv.isa, isa) if isa else partial(fastconv.threads, threads) if variant else None
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
+    def prepare(self, case: Case | Network, arrays: Arrays) -> Call | None:
+        if isinstance(case, Network):
+            if self.layout or self.algorithm != "auto":
+                return None
+            call = partial(case.prepare(), **arrays)
+        else:
+            call = self._operator(case, arrays)
+        return call if call is None or self.context is None else self._within(call)
+
+    def _operator(self, case: Case, arrays: Arrays) -> Call | None:
         function = getattr(fastconv, case.function)
         options = {}
         for name, value, default in (("layout", self.layout, None), ("algorithm", self.algorithm, "auto")):
@@ -73,18 +85,16 @@ class FastConv(Library):
         windows = case.windows
         if case.direction == "forward":
             out = self._layout(np.empty(case.out_shape, np.float32))
-            call = partial(function, x, *weights, **windows, **options, out=out)
-        elif case.op == "conv2d":
+            return partial(function, x, *weights, **windows, **options, out=out)
+        if case.weighted:
             out = (np.empty_like(x), *map(np.empty_like, weights))
-            call = partial(function, grad_output, x, weights[0], **windows, **options, out=out)
-        elif case.op == "relu":
-            call = partial(function, grad_output, x, out=np.empty_like(x))
-        else:
-            where = ()
-            if case.op == "max_pool2d":
-                where = (fastconv.max_pool2d(x, **windows, **options, return_indices=True)[1],)
-            call = partial(function, grad_output, *where, x.shape, **windows, **options, out=np.empty_like(x))
-        return call if self.context is None else self._within(call)
+            return partial(function, grad_output, x, weights[0], **windows, **options, out=out)
+        if case.op == "relu":
+            return partial(function, grad_output, x, out=np.empty_like(x))
+        where = ()
+        if case.kind == "max_pool":
+            where = (getattr(fastconv, case.op)(x, **windows, **options, return_indices=True)[1],)
+        return partial(function, grad_output, *where, x.shape, **windows, **options, out=np.empty_like(x))
 
     def _layout(self, array: NDArray) -> NDArray:
         return array if self.layout is None else np.ascontiguousarray(array.transpose(0, 2, 3, 1))
@@ -114,59 +124,87 @@ class PyTorch(Library):
         super().__init__(threads)
         self.torch = torch
         self.name = "torch channels_last" if channels_last else "torch"
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
         torch.set_num_threads(threads)
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
-        torch = self.torch
-        aten, functional = torch.ops.aten, torch.nn.functional
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        tensors |= {name: t.contiguous(memory_format=self.format) for name, t in tensors.items() if t.ndim == 4}
-        x, grad_output = tensors["x"], tensors.get("grad_output")
-        if case.op == "conv2d":
-            geometry = [list(pair) for pair in (case.stride, case.padding, case.dilation)]
-            weight, bias = tensors["weight"], tensors["bias"]
-            if case.direction == "forward":
-                return partial(functional.conv2d, x, weight, bias, *geometry, case.groups)
-            options = (False, [0, 0], case.groups, [True, True, True])
-            return partial(aten.convolution_backward, grad_output, x, weight, list(bias.shape), *geometry, *options)
+    def prepare(self, case: Case | Network, arrays: Arrays) -> Call | None:
+        if "channels_last" in self.name and len(case.x_shape) not in self.formats:
+            return None
+        tensors = {name: self._layout(self.torch.from_numpy(array)) for name, array in arrays.items()}
+        return (self._network if isinstance(case, Network) else self._operator)(case, **tensors)
+
+    def _layout(self, tensor):
+        return tensor.contiguous(memory_format=self.formats.get(tensor.ndim, self.torch.contiguous_format))
+
+    def _operator(self, case: Case, x, weight=None, bias=None, grad_output=None) -> Call:
+        torch, aten, functional = self.torch, self.torch.ops.aten, self.torch.nn.functional
+        if case.weighted:
+            geometry = [list(sizes) for sizes in (case.stride, case.padding, case.dilation)]
+            geometry += [case.transposed, [0] * len(case.kernel), case.groups]
+            if grad_output is None:
+                return partial(torch.convolution, x, weight, bias, *geometry)
+            sizes = list(bias.shape)
+            return partial(aten.convolution_backward, grad_output, x, weight, sizes, *geometry, [True, True, True])
         if case.op == "relu":
             return (
                 partial(torch.relu, x) if grad_output is None else partial(aten.threshold_backward, grad_output, x, 0)
             )
-        window = [list(pair) for pair in (case.kernel, case.stride, case.padding)]
-        if case.op == "avg_pool2d":
-            if grad_output is None:
-                return partial(functional.avg_pool2d, x, *window)
-            return partial(aten.avg_pool2d_backward, grad_output, x, *window, False, True, None)
+        window, pool = [list(sizes) for sizes in (case.kernel, case.stride, case.padding)], getattr(functional, case.op)
         if grad_output is None:
-            return partial(functional.max_pool2d, x, *window)
-        _, where = functional.max_pool2d(x, *window, return_indices=True)
-        return partial(aten.max_pool2d_with_indices_backward, grad_output, x, *window, [1, 1], False, where)
+            return partial(pool, x, *window)
+        if case.kind == "avg_pool":
+            return partial(getattr(aten, case.function), grad_output, x, *window, False, True, None)
+        _, where = pool(x, *window, return_indices=True)
+        function = getattr(aten, f"{case.op}_with_indices_backward")
+        return partial(function, grad_output, x, *window, [1] * len(case.kernel), False, where)
+
+    def _network(self, case: Network, x, labels) -> Call:
+        torch = self.torch
+        model = torch_models.build(torch, case.model_name)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in case.model().state_dict().items()})
+        model.to(memory_format=self.formats.get(4, torch.contiguous_format))
+        if case.direction == "inference":
+            return torch.inference_mode()(partial(torch_models.folded(torch, model), x))
+        *_, last, _ = model.parameters()
+        optimizer = torch.optim.SGD(model.parameters(), **OPTIONS, fused=True)
+
+        def step():
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()[None], last.grad
+
+        return step
 
     def outputs(self, result: Any) -> tuple[NDArray, ...]:
         return tuple(tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,)))
 
 
-def onnx_model(case: Case, arrays: Arrays) -> bytes | None:
-    """Return the forward pass as an ONNX model of one node from ``x`` to ``y``."""
+def onnx_model(case: Case | Network, arrays: Arrays) -> bytes | None:
+    """Return the forward pass as an ONNX model from ``x`` to ``y``: one node, or a network."""
     from onnx import TensorProto, helper, numpy_helper
 
-    if case.direction == "backward":
+    if case.direction not in ("forward", "inference") or case.suite == "operators":
         return None
-    windows = {"kernel_shape": case.kernel, "strides": case.stride, "pads": 2 * case.padding}
-    operator, attributes = {
-        "conv2d": ("Conv", windows | {"dilations": case.dilation, "group": case.groups}),
-        "max_pool2d": ("MaxPool", windows),
-        "avg_pool2d": ("AveragePool", windows | {"count_include_pad": 1}),
-        "relu": ("Relu", {}),
-    }[case.op]
+    if isinstance(case, Network):
+        nodes, constants = onnx_graph(case)
+    else:
+        windows = {"kernel_shape": case.kernel, "strides": case.stride, "pads": 2 * case.padding}
+        operator, attributes = {
+            "conv2d": ("Conv", windows | {"dilations": case.dilation, "group": case.groups}),
+            "max_pool2d": ("MaxPool", windows),
+            "avg_pool2d": ("AveragePool", windows | {"count_include_pad": 1}),
+            "relu": ("Relu", {}),
+        }[case.op]
+        nodes = [helper.make_node(operator, list(arrays), ["y"], **attributes)]
+        constants = [numpy_helper.from_array(array, name) for name, array in arrays.items() if name != "x"]
     graph = helper.make_graph(
-        [helper.make_node(operator, list(arrays), ["y"], **attributes)],
+        nodes,
         case.name,
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, case.x_shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, case.out_shape)],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items() if name != "x"],
+        constants,
     )
     opset = helper.make_opsetid("", 17)
     return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
@@ -184,7 +222,7 @@ class OnnxRuntime(Library):
         super().__init__(threads)
         self.ort = onnxruntime
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
+    def prepare(self, case: Case | Network, arrays: Arrays) -> Call | None:
         if (model := onnx_model(case, arrays)) is None:
             return None
         options = self.ort.SessionOptions()
@@ -214,7 +252,7 @@ class OpenVino(Library):
         self.openvino = openvino
         self.core = openvino.Core()
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
+    def prepare(self, case: Case | Network, arrays: Arrays) -> Call | None:
         if (model := onnx_model(case, arrays)) is None:
             return None
         options = {
@@ -243,8 +281,8 @@ class Ncnn(Library):
         super().__init__(threads)
         self.ncnn = ncnn
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
-        if case.direction == "backward":
+    def prepare(self, case: Case | Network, arrays: Arrays) -> Call | None:
+        if case.direction != "forward" or case.suite == "operators":
             return None
         (kh, kw), (sh, sw), (ph, pw), (dh, dw) = case.kernel, case.stride, case.padding, case.dilation
         if case.op == "conv2d":
@@ -298,14 +336,19 @@ class Mnn(Library):
         super().__init__(threads)
         self.mnn, self.convert = MNN, _tools.mnnconvert
 
-    def prepare(self, case: Case, arrays: Arrays) -> Call | None:
+    def prepare(self, case: Case | Network, arrays: Arrays) -> Call | None:
         if (model := onnx_model(case, arrays)) is None:
             return None
         with tempfile.TemporaryDirectory() as folder, _silent():
             source, target = (os.path.join(folder, name) for name in ("case.onnx", "case.mnn"))
             with open(source, "wb") as file:
                 file.write(model)
-            self.convert(["", "-f", "ONNX", "--modelFile", source, "--MNNModel", target, "--bizCode", "fastconv"])
+            before = os.getcwd()
+            os.chdir(folder)  # where the converter puts its temporary files
+            try:
+                self.convert(["", "-f", "ONNX", "--modelFile", source, "--MNNModel", target, "--bizCode", "fastconv"])
+            finally:
+                os.chdir(before)
             interpreter = self.mnn.Interpreter(target)
             session = interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": self.threads})
         x = self.mnn.Tensor(case.x_shape, self.mnn.Halide_Type_Float, arrays["x"], self.mnn.Tensor_DimensionType_Caffe)

@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 
 from .peers import FastConv
 from .report import RIVALS, three_digits
-from .suite import Record, Report
+from .suite import BEST_LAYOUT, Record, Report
 
 INK, MUTED, FAINT, PAPER = "#1f2430", "#6b7280", "#d9dce3", "#ffffff"
 OWN = "#c8102e"
@@ -55,7 +55,10 @@ STYLE = {
 
 
 def plot(report: Report, path: Path) -> None:
-    """Draw the roofline above, forward and backward bars below."""
+    """Draw the roofline above, forward and backward bars below, of all suites but networks and operators."""
+    report = Report(report.machine, [r for r in report.records if r.case.suite not in BEST_LAYOUT])
+    if not report.records:
+        raise ValueError("--plot must have layers, pooling or ReLU to draw, got none")
     convolutions = [r for r in report.records if r.case.op == "conv2d"]
     rows = max((sum(r.case.direction == d for r in convolutions) for d in ("forward", "backward")), default=0)
     heights = (6.2, 1.5 + 0.27 * rows) if rows else (6.2,)

@@ -9,9 +9,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .cases import NETWORKS
 from .numpy_peer import NumPy
 from .peers import FastConv
-from .suite import Record, Report
+from .suite import BEST_LAYOUT, Record, Report
 
 RIVALS = ("torch", "onnxruntime", "openvino", "ncnn", "MNN")
 COLUMNS = ("NumPy", "torch", "torch channels_last", *RIVALS[1:])
@@ -20,7 +21,10 @@ FAMILIES = {
     "Convolution": ("layers", "depthwise"),
     "Convolution of other shapes": ("general",),
     "Pooling and ReLU": ("pooling", "relu"),
+    "Operators of one and three dimensions, and transposed": ("operators",),
+    "Networks": (NETWORKS,),
 }
+DIRECTIONS = ("forward", "backward", "inference", "training")
 
 
 def print_report(report: Report, console: Console, markdown: bool = False) -> None:
@@ -28,7 +32,7 @@ def print_report(report: Report, console: Console, markdown: bool = False) -> No
     console.print(_head(report))
     console.print("Columns of libraries: how many times as fast fastconv is, on the same NCHW arrays.", style="italic")
     for title, suites in FAMILIES.items():
-        for direction in ("forward", "backward"):
+        for direction in DIRECTIONS:
             records = [r for r in report.records if r.case.suite in suites and r.case.direction == direction]
             if records:
                 table = _table(f"{title}, {direction}", records, markdown)
@@ -36,6 +40,8 @@ def print_report(report: Report, console: Console, markdown: bool = False) -> No
                     table = _table(f"{title}, {direction}", records, markdown, shapes=False)
                 console.width = max(console.width, _width(table, console))  # rather let lines wrap than lose digits
                 console.print(table)
+    if any(result.memory for record in report.records for result in record.results.values()):
+        console.print(_memory_table(report, markdown))
     if found := figures(report):
         console.print(_figures_table(found, markdown))
     notes = [
@@ -118,9 +124,9 @@ def _largest_errors(report: Report) -> dict[str, float]:
 
 
 def _table(title: str, records: list[Record], markdown: bool, shapes: bool = True) -> Table:
-    compute = records[0].case.op == "conv2d"
+    compute = records[0].case.suite not in ("pooling", "relu")
     present = [name for name in COLUMNS if any(name in r.results for r in records)]
-    rivals = [name for name in RIVALS if name in present]
+    rivals = [name for name in _rivals(records[0]) if name in present]
     table = _new_table(title, markdown)
     table.add_column("case", no_wrap=True)
     if shapes:
@@ -141,6 +147,23 @@ def _table(title: str, records: list[Record], markdown: bool, shapes: bool = Tru
         cells += [format_error(record.own.error), *(_times(record.relative(name)) for name in present)]
         cells += [_times(record.relative(*rivals))] if len(rivals) > 1 else []
         table.add_row(*cells)
+    return table
+
+
+def _rivals(record: Record) -> tuple[str, ...]:
+    return (*RIVALS, "torch channels_last") if record.case.suite in BEST_LAYOUT else RIVALS
+
+
+def _memory_table(report: Report, markdown: bool) -> Table:
+    table = _new_table("Memory of a process with one library, MiB", markdown)
+    for heading in ("case", "library", "before", "peak", "of the calls"):
+        table.add_column(heading, justify="left" if heading in ("case", "library") else "right", no_wrap=True)
+    for record in report.records:
+        for name, result in record.results.items():
+            if result.memory:
+                before, peak = (round(size / 2**20) for size in result.memory)
+                numbers = map(str, (before, peak, peak - before))
+                table.add_row(f"{record.case.name}, {record.case.direction}", name, *numbers)
     return table
 
 
@@ -174,7 +197,7 @@ def figures(report: Report) -> list[Figure]:
     found = []
 
     def add(name: str, value: Value, chosen: Callable[[Record], bool], worst=min, form=_times) -> None:
-        for direction in ("forward", "backward"):
+        for direction in DIRECTIONS:
             records = [r for r in report.records if r.case.direction == direction and chosen(r)]
             values = [(v, r.case.name) for r in records if (v := value(r)) is not None]
             if values:
@@ -186,8 +209,10 @@ def figures(report: Report) -> list[Figure]:
 
     def dense_3x3(record: Record) -> bool:
         case = record.case
+        if not layer(record):
+            return False
         plain = case.kernel == (3, 3) and case.stride == case.dilation == (1, 1) and case.groups == 1
-        return layer(record) and plain and min(case.oc, case.x_shape[1]) >= 64
+        return plain and min(case.oc, case.x_shape[1]) >= 64
 
     def pooling(record: Record) -> bool:
         return record.case.suite == "pooling"
@@ -226,10 +251,19 @@ def figures(report: Report) -> list[Figure]:
     add("ReLU, against torch", against("torch"), lambda r: r.case.op == "relu")
     add("pooling, against torch, each in its best layout", best_layouts, pooling)
     add("depthwise, against torch, each in its best layout", best_layouts, depthwise)
+    torch = ("torch", "torch channels_last")
+    add("operators, against torch, the better layout", against(*torch), lambda r: r.case.suite == "operators")
+    networks = [r.case for r in report.records if r.case.suite == NETWORKS and not r.case.memory]
+    trained = [case for case in networks if case.direction == "training"]
+    add("networks, against torch, the better layout", against(*torch), lambda r: r.case in trained)
+    for title, rivals in ("torch, the better layout", torch), ("the best peer of each", (*RIVALS, *torch)):
+        for n in sorted({case.x_shape[0] for case in networks if case not in trained}):
+            chosen = [case for case in networks if case not in trained and case.x_shape[0] == n]
+            add(f"networks, batch {n}, against {title}", against(*rivals), lambda r, chosen=chosen: r.case in chosen)
     add(
         f"{report.machine['threads']} threads, against one, cases over 5 ms",
         against(f"{FastConv.name} 1 thread"),
-        lambda r: r.case.op == "conv2d" and r.own.seconds > 5e-3,
+        lambda r: r.case.op in ("conv2d", "network") and r.own.seconds > 5e-3,
     )
     for isa in report.machine["micro_kernel"]:
         name = f"{FastConv.name} {isa}"

@@ -11,29 +11,37 @@ from typing import Any
 import fastconv
 from fastconv import _kernels, runtime
 
-from .cases import Case
+from .cases import NETWORKS, Case
+from .memory import LIBRARIES, peak_memory
+from .networks import Network
 from .numpy_peer import NumPyProcess, error
 from .peers import FastConv, Library
 from .timing import Budget, alternate, copy_bandwidth, time_block
 
+BEST_LAYOUT = (NETWORKS, "operators")  # suites in which a library's better layout is the one that counts
 WRONG = 5e-3  # above the error of every float32 algorithm that peers use, below that of bfloat16
 
 
 @dataclass
 class Result:
-    """What one library did in one case: ``relative`` is its time over fastconv's, the median of the rounds' ratios."""
+    """What one library did in one case.
+
+    ``relative`` is its time over fastconv's, the median of the rounds' ratios; ``memory`` the process's bytes before
+    the first call and at most.
+    """
 
     seconds: float | None = None
     relative: float | None = None
     error: float | None = None
     unavailable: str | None = None
+    memory: tuple[int, int] | None = None
 
 
 @dataclass
 class Record:
     """One case: the FMA peak measured between its rounds (flop/s of all threads), and every library's result."""
 
-    case: Case
+    case: Case | Network
     peak: float
     results: dict[str, Result] = field(default_factory=dict)
 
@@ -69,10 +77,14 @@ class Report:
         """Restore what `to_json` returned."""
         records = []
         for entry in data["cases"]:
-            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["case"].items()}
-            results = {name: Result(**result) for name, result in entry["results"].items()}
-            records.append(Record(Case(**fields), entry["peak"], results))
+            kind = Network if entry["case"]["suite"] == NETWORKS else Case
+            results = {name: Result(**_with_tuples(result)) for name, result in entry["results"].items()}
+            records.append(Record(kind(**_with_tuples(entry["case"])), entry["peak"], results))
         return cls(data["machine"], records)
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def describe_machine(libraries: list[Library], numpy: NumPyProcess, threads: int) -> dict[str, Any]:
@@ -112,7 +124,7 @@ def micro_kernel_shares(repeats: int = 5) -> dict[str, tuple[float, float]]:
 
 
 def run_cases(
-    cases: list[Case], libraries: list[Library], numpy: NumPyProcess, budget: Budget, threads: int
+    cases: list[Case | Network], libraries: list[Library], numpy: NumPyProcess, budget: Budget, threads: int
 ) -> Iterator[Record]:
     """Yield the record of each case; the first library is fastconv, which must be right."""
 
@@ -124,8 +136,9 @@ def run_cases(
         prepared = numpy.prepare(case)
         arrays = case.arrays()
         expected, numpy_error = prepared()
-        record.results[numpy.name] = Result(error=numpy_error)
-        blocks[numpy.name] = partial(numpy.time_block, calls=budget.calls)
+        if numpy_error is not None:
+            record.results[numpy.name] = Result(error=numpy_error)
+            blocks[numpy.name] = partial(numpy.time_block, calls=budget.calls)
         for library in filter(partial(_applies, case), libraries):
             try:
                 if (call := library.prepare(case, arrays)) is None:
@@ -150,9 +163,15 @@ def run_cases(
             record.results[name].seconds = median(rounds)
             record.results[name].relative = median(t / mine for t, mine in zip(rounds, own, strict=True))
         record.peak = max(peaks)
+        if isinstance(case, Network) and case.memory:
+            blocks.clear()
+            for name in LIBRARIES.keys() & times.keys():
+                record.results[name].memory = peak_memory(name, case, threads)
         yield record
 
 
-def _applies(case: Case, library: Library) -> bool:
-    """Channels last is measured where it is worth choosing: pooling, ReLU and depthwise convolution."""
+def _applies(case: Case | Network, library: Library) -> bool:
+    """Channels last is measured where it is worth choosing; fastconv's only in pooling, ReLU, depthwise convolution."""
+    if case.suite in BEST_LAYOUT:
+        return library.name != f"{FastConv.name} channels_last"
     return "channels_last" not in library.name or case.depthwise or case.op != "conv2d"
