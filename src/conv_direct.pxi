@@ -25,20 +25,25 @@ cdef struct RowWindow:
     ptrdiff_t pitch, phase, plane  # of the copied rows: a row, the rows of a phase, a channel
 
 
-cdef RowWindow row_window(const fc_sweep *s, ptrdiff_t out_rows) noexcept nogil:
-    """Layout of the input rows under `out_rows` output rows."""
+cdef RowWindow row_window(const fc_sweep *sweep, int sweeps, ptrdiff_t out_rows) noexcept nogil:
+    """Layout of the input rows under `out_rows` output rows of all sweeps."""
     cdef RowWindow v
-    cdef ptrdiff_t t
-    v.h, v.w, v.rows, v.span = 0, 0, 0, 0
-    for t in range(s.ntaps):
-        v.h = s.taps[1] if t == 0 else min(v.h, <ptrdiff_t>s.taps[3 * t + 1])
-        v.w = s.taps[2] if t == 0 else min(v.w, <ptrdiff_t>s.taps[3 * t + 2])
-    for t in range(s.ntaps):
-        v.rows = max(v.rows, s.taps[3 * t + 1] - v.h)
-        v.span = max(v.span, s.taps[3 * t + 2] - v.w)
-    v.pitch = s.out[2] + v.span // s.step[2]
-    v.phase = (out_rows + v.rows // s.step[1]) * v.pitch + SLACK
-    v.plane = s.step[1] * s.step[2] * v.phase
+    cdef const fc_sweep *s
+    cdef ptrdiff_t t, width = 0
+    cdef int i
+    v.h, v.w, v.rows, v.span = sweep.taps[1], sweep.taps[2], 0, 0
+    for i in range(sweeps):
+        s = sweep + i
+        width = max(width, s.out[2])
+        for t in range(s.ntaps):
+            v.h, v.w = min(v.h, <ptrdiff_t>s.taps[3 * t + 1]), min(v.w, <ptrdiff_t>s.taps[3 * t + 2])
+    for i in range(sweeps):
+        s = sweep + i
+        for t in range(s.ntaps):
+            v.rows, v.span = max(v.rows, s.taps[3 * t + 1] - v.h), max(v.span, s.taps[3 * t + 2] - v.w)
+    v.pitch = width + v.span // sweep.step[2]
+    v.phase = (out_rows + v.rows // sweep.step[1]) * v.pitch + SLACK
+    v.plane = sweep.step[1] * sweep.step[2] * v.phase
     return v
 
 
@@ -96,38 +101,48 @@ cdef ptrdiff_t find_slots(kernels_t k, const fc_sweep *s, const RowWindow *v, pt
     return slots
 
 
-cdef inline ptrdiff_t direct_tasks(const SweepJob *j, const fc_sweep *s) noexcept nogil:
-    return j.groups * s.n * ceil_div(s.out[1], j.direct_rows)
+cdef ptrdiff_t direct_blocks(const SweepJob *j) noexcept nogil:
+    """Blocks of rows of an image: those of the highest sweep."""
+    cdef ptrdiff_t blocks = 0
+    cdef int i
+    for i in range(j.sweeps):
+        blocks = max(blocks, ceil_div(j.sweep[i].out[1], j.direct_rows))
+    return blocks
 
 
 cdef void direct_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: direct_rows output rows of one image and group, of every sweep: they share cache lines."""
+    """Task: direct_rows output rows of one image and group, of every sweep: they read the same rows."""
     cdef SweepJob *j = <SweepJob *>job_
+    cdef const fc_sweep *s = j.sweep
+    cdef ptrdiff_t blocks = direct_blocks(j), h0 = task % blocks * j.direct_rows, height = 0
+    cdef ptrdiff_t g = task // blocks % j.groups, n = task // blocks // j.groups
+    cdef RowWindow v = row_window(s, j.sweeps, j.direct_rows)
     cdef int i
     for i in range(j.sweeps):
-        if task < direct_tasks(j, &j.sweep[i]):
-            direct_sweep(j, &j.sweep[i], task, scratch)
+        height = max(height, s[i].out[1])
+    copy_rows(j.k, j.es, s, &v, j.x + (n * s.in_image + g * s.channels * s.in_[1] * s.in_[2]) * j.es, h0,
+              min(j.direct_rows, height - h0), scratch)
+    for i in range(j.sweeps):
+        if h0 < s[i].out[1]:
+            direct_sweep(j, s + i, &v, g, n, h0, scratch)
 
 
-cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, ptrdiff_t task, char *scratch) noexcept nogil:
+cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, const RowWindow *v, ptrdiff_t g, ptrdiff_t n, ptrdiff_t h0,
+                       char *scratch) noexcept nogil:
+    """Output rows of one sweep from the copied rows in `scratch`."""
     cdef kernels_t k = j.k
     cdef size_t es = j.es
-    cdef ptrdiff_t blocks = ceil_div(s.out[1], j.direct_rows), h0 = task % blocks * j.direct_rows
-    cdef ptrdiff_t g = task // blocks % j.groups, n = task // blocks // j.groups
     cdef ptrdiff_t out_rows = min(j.direct_rows, s.out[1] - h0), depth = s.ntaps * s.channels
-    cdef RowWindow v = row_window(s, j.direct_rows)
-    cdef const char *x = j.x + (n * s.in_image + g * s.channels * s.in_[1] * s.in_[2]) * es
     cdef ptrdiff_t base = s.out_base + n * s.out_image + g * s.rows * s.out_channel + h0 * s.out_pixel[1], at
     cdef const char *a = j.packed + (s.packed + g * packed_size(k, s)) * es
     cdef char *rows = scratch
     cdef ptrdiff_t *offset = <ptrdiff_t *>(scratch + j.b_size)
     cdef fc_slot *slot = <fc_slot *>(scratch + j.b_size + j.runs_size)
     cdef ptrdiff_t i, h, slots, t, c, most = 8
-    copy_rows(k, es, s, &v, x, h0, out_rows, rows)
     for c in range(s.channels):  # k = (channel, tap): a channel's rows stay in L1 for all taps
         for t in range(s.ntaps):
-            offset[c * s.ntaps + t] = c * v.plane + (offset[t] if c > 0 else row_offset(s, &v, t))
-    slots = find_slots(k, s, &v, out_rows, slot)
+            offset[c * s.ntaps + t] = c * v.plane + (offset[t] if c > 0 else row_offset(s, v, t))
+    slots = find_slots(k, s, v, out_rows, slot)
     for i in range(most):  # what fills the last tile up reads the first slot and stores nothing
         slot[slots + i] = slot[0]
         slot[slots + i].bits = 0
@@ -325,17 +340,17 @@ cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, 
 
 
 cdef int run_direct(SweepJob *j, double flops) except -1:
-    cdef ptrdiff_t depth = 0, tasks = 0, slots = 0
+    cdef ptrdiff_t depth = 0, slots = 0
     cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch
     cdef int i, threads = threads_for(flops)
     cdef RowWindow v
-    j.b_size = 0
+    if j.sweeps == 0:
+        return 0
+    v = row_window(j.sweep, j.sweeps, j.direct_rows)
     for i in range(j.sweeps):
-        v = row_window(&j.sweep[i], j.direct_rows)
         depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
         slots = max(slots, j.direct_rows * ceil_div(j.sweep[i].out[2], j.k.lanes))
-        j.b_size = max(j.b_size, aligned(j.sweep[i].channels * v.plane * j.es))
-        tasks = max(tasks, direct_tasks(j, &j.sweep[i]))
+    j.b_size = aligned(j.sweep.channels * v.plane * j.es)
     j.runs_size = aligned(depth * sizeof(ptrdiff_t))
     scratch = j.b_size + j.runs_size + aligned((slots + 8) * sizeof(fc_slot))
     cdef Arena arena = lease(packed + threads * scratch)
@@ -344,7 +359,7 @@ cdef int run_direct(SweepJob *j, double flops) except -1:
         if packed:
             j.packed = memory
             pack_weights(j, threads)
-        run_flushed(direct_task, j, tasks, threads, memory + packed, scratch)
+        run_flushed(direct_task, j, j.groups * j.sweep.n * direct_blocks(j), threads, memory + packed, scratch)
     release(arena)
     return 0
 
@@ -368,7 +383,7 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
     cdef const fc_sweep *s = j.s
     cdef size_t es = j.es
     cdef ptrdiff_t g = task % j.groups, share = task // j.groups, n, h0, out_rows, oc, c, t
-    cdef RowWindow v = row_window(s, j.direct_rows)
+    cdef RowWindow v = row_window(s, 1, j.direct_rows)
     cdef ptrdiff_t *offset = <ptrdiff_t *>(scratch + j.x_size)
     cdef char *sums = j.partial + ((share * j.groups + g) * s.rows * s.channels * s.ntaps) * es
     memset(sums, 0, s.rows * s.channels * s.ntaps * es)
@@ -400,7 +415,7 @@ cdef int conv_direct_weight_gradient(ConvPlan plan, const char *grad_output, con
     j.x, j.grad_output = x, grad_output
     j.direct_rows = plan.direct_weight_rows
     j.shares = image_shares(plan)
-    v = row_window(j.s, j.direct_rows)
+    v = row_window(j.s, 1, j.direct_rows)
     j.x_size = aligned(plan.ic * v.plane * j.es)
     cdef size_t partial = aligned(j.shares * weights * j.es)
     cdef size_t scratch = j.x_size + aligned(plan.taps * sizeof(ptrdiff_t))
