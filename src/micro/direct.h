@@ -41,7 +41,8 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
             held[h] = rows < slots ? vec_splat(a[h]) : vec_load(src[h] + at);
         FC_UNROLL
         for (int o = 0; o < (rows < slots ? slots : rows); o++) {
-            const vec other = rows < slots ? vec_load(src[o] + at) : vec_splat(a[o]);
+            vec other = rows < slots ? vec_load(src[o] + at) : vec_splat(a[o]);
+            if (rows < slots) FC_OPAQUE(other); /* or each multiply-add loads it again */
             FC_UNROLL
             for (int h = 0; h < (rows < slots ? rows : slots); h++) {
                 if (rows < slots)
