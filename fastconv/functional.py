@@ -240,6 +240,7 @@ def explain(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    output_padding: Ints = 0,
     dtype: DTypeLike = np.float32,
     algorithm: str = "auto",
 ) -> algorithms.Explanation:
@@ -247,12 +248,12 @@ def explain(
 
     Parameters
     ----------
-    op : "conv1d", "conv2d" or "conv3d"
+    op : "conv1d" to "conv3d", "conv_transpose1d" to "conv_transpose3d"
         The operator; its backward passes are explained too.
     x_shape, weight_shape : tuple of int
-        ``(n, ic, *in_size)`` and ``(oc, ic // groups, *kernel)``.
-    stride, padding, dilation, groups, algorithm
-        Options of the operator.
+        ``(n, ic, *in_size)`` and ``(oc, ic // groups, *kernel)``, or ``(ic, oc // groups, *kernel)`` if transposed.
+    stride, padding, dilation, groups, output_padding, algorithm
+        Options of the operator; `output_padding` only of the transposed one.
     dtype : float32 or float64
         Type of the arrays.
 
@@ -273,17 +274,27 @@ def explain(
     >>> explain("conv2d", (8, 128, 28, 28), (128, 128, 3, 3), padding=1)["output"].algorithm
     'winograd'
     """
-    ndim = geometry.convolution_rank("explain", op)
+    ndim, transposed = geometry.convolution_rank("explain", op)
     dtype = np.dtype(dtype)
     geometry.check_dtype("explain", "dtype", dtype)
     geometry.check_algorithm("explain", algorithm)
-    options = _plain_options(
-        "explain", ("stride", "padding", "dilation", "groups"), (stride, padding, dilation, groups)
-    )
-    g = geometry.conv_geometry("explain", ndim, tuple(x_shape), tuple(weight_shape), *options)
+    names = "stride", "padding", "dilation", "groups", "output_padding"
+    options = _plain_options("explain", names, (stride, padding, dilation, groups, output_padding))
+    stride, padding, dilation, groups, output_padding = options
+    shapes = tuple(x_shape), tuple(weight_shape)
+    if transposed:
+        g = geometry.conv_transpose_geometry(
+            "explain", ndim, *shapes, stride, padding, output_padding, groups, dilation
+        )
+    else:
+        geometry.check_without("explain", "output_padding", output_padding, op)
+        g = geometry.conv_geometry("explain", ndim, *shapes, stride, padding, dilation, groups)
     geometry.check_algorithm_serves("explain", algorithm, g)
     tile = algorithms.register_tile(dtype.char, runtime.current_isa())
-    return algorithms.Explanation(algorithms.conv_passes(g, algorithm, tile))
+    passes = algorithms.conv_passes(g, algorithm, tile)
+    if transposed:  # the convolution from the output back to the input has these two exchanged
+        passes["output"], passes["input_gradient"] = passes["input_gradient"], passes["output"]
+    return algorithms.Explanation(passes)
 
 
 class _ConvCall(NamedTuple):

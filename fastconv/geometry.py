@@ -533,12 +533,18 @@ def check_padding_mode(function: str, mode: Any) -> None:
         _value_error(function, f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}", repr(mode))
 
 
-def convolution_rank(function: str, op: Any) -> int:
-    """Return the number of spatial dimensions of the convolution that `op` names."""
-    ranks = {f"conv{ndim}d": ndim for ndim in (1, 2, 3)}
+def convolution_rank(function: str, op: Any) -> tuple[int, bool]:
+    """Return the number of spatial dimensions of the convolution that `op` names, and whether it is transposed."""
+    ranks = {f"{name}{ndim}d": (ndim, name != "conv") for name in ("conv", "conv_transpose") for ndim in (1, 2, 3)}
     if op not in ranks:
         _value_error(function, f"op must be one of {', '.join(map(repr, ranks))}", repr(op))
     return ranks[op]
+
+
+def check_without(function: str, name: str, value: Any, op: str) -> None:
+    """Check that an option which an operator lacks is 0."""
+    if value != 0:
+        _value_error(function, f"{name} must be 0 for {op}", value)
 
 
 def weight_rank(function: str, shape: tuple[int, ...]) -> int:
