@@ -456,8 +456,7 @@ class BatchNorm(Curved):
         x, (weight, bias) = arrays[0], arrays[1:] or (np.ones(arrays[0].shape[1]), np.zeros(arrays[0].shape[1]))
         mean, var = self.statistics(reference, x)
         training, eps = self.options["training"], self.options["eps"]
-        mean = np.abs(x).mean((0, *range(2, x.ndim))) if training else mean  # what its error goes with
-        y = absolute(x, weight, bias, mean, var, eps)
+        y = absolute(x, weight, bias, mean, var, training, eps)
         return y, *gradient_magnitudes(g, x, weight, mean, var, training, eps)[: len(arrays)]
 
     def theirs(self, x, *affine):
