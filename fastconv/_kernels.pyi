@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Real = NDArray[float32] | NDArray[float64]
 Size = tuple[int, int, int]
+Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 TypeChar = Literal["f", "d"]
 
 ISAS: tuple[str, ...]
@@ -91,6 +92,27 @@ def max_pool(plan: PoolPlan, x: Real, y: Real, index: NDArray[int64] | None) -> 
 def max_pool_backward(plan: PoolPlan, g: Real, index: NDArray[int64], gx: Real) -> int: ...
 def avg_pool(plan: PoolPlan, x: Real, y: Real) -> None: ...
 def avg_pool_backward(plan: PoolPlan, g: Real, gx: Real) -> None: ...
+def unfold(
+    x: Real,
+    columns: Real,
+    n: int,
+    c: int,
+    in_size: Size,
+    out_size: Size,
+    kernel: Size,
+    stride: Size,
+    dilation: Size,
+    pad: Pads,
+    order: str | None,
+    back: bool,
+) -> None: ...
+def border(x: Real, y: Real, planes: int, in_size: Size, out_size: Size, pad: Pads, mode: str, back: bool) -> None: ...
+def uneven_pool(
+    x: Real, y: Real, index: NDArray[int64] | None, planes: int, in_size: Size, out_size: Size, maximum: bool
+) -> None: ...
+def uneven_pool_backward(
+    g: Real, index: NDArray[int64] | None, gx: Real, planes: int, in_size: Size, out_size: Size
+) -> int: ...
 def relu(x: Real, y: Real) -> None: ...
 def relu_backward(g: Real, x: Real, y: Real) -> None: ...
 def activation(g: Real | None, x: Real, y: Real, activation: int, slope: float = 0) -> None: ...

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _kernels, algorithms, geometry, runtime, strided
+from . import _kernels, algorithms, geometry, runtime
 from .packing import PackedWeight
 
 __all__ = [
@@ -248,6 +248,7 @@ def explain(
     dilation: Ints = 1,
     groups: int = 1,
     *,
+    output_padding: Ints = 0,
     dtype: DTypeLike = np.float32,
     algorithm: str = "auto",
 ) -> algorithms.Explanation:
@@ -255,12 +256,12 @@ def explain(
 
     Parameters
     ----------
-    op : "conv1d", "conv2d" or "conv3d"
+    op : "conv1d" to "conv3d", "conv_transpose1d" to "conv_transpose3d"
         The operator; its backward passes are explained too.
     x_shape, weight_shape : tuple of int
-        ``(n, ic, *in_size)`` and ``(oc, ic // groups, *kernel)``.
-    stride, padding, dilation, groups, algorithm
-        Options of the operator.
+        ``(n, ic, *in_size)`` and ``(oc, ic // groups, *kernel)``, or ``(ic, oc // groups, *kernel)`` if transposed.
+    stride, padding, dilation, groups, output_padding, algorithm
+        Options of the operator; `output_padding` only of the transposed one.
     dtype : float32 or float64
         Type of the arrays.
 
@@ -281,17 +282,27 @@ def explain(
     >>> explain("conv2d", (8, 128, 28, 28), (128, 128, 3, 3), padding=1)["output"].algorithm
     'winograd'
     """
-    ndim = geometry.convolution_rank("explain", op)
+    ndim, transposed = geometry.convolution_rank("explain", op)
     dtype = np.dtype(dtype)
     geometry.check_dtype("explain", "dtype", dtype)
     geometry.check_algorithm("explain", algorithm)
-    options = _plain_options(
-        "explain", ("stride", "padding", "dilation", "groups"), (stride, padding, dilation, groups)
-    )
-    g = geometry.conv_geometry("explain", ndim, tuple(x_shape), tuple(weight_shape), *options)
+    names = "stride", "padding", "dilation", "groups", "output_padding"
+    options = _plain_options("explain", names, (stride, padding, dilation, groups, output_padding))
+    stride, padding, dilation, groups, output_padding = options
+    shapes = tuple(x_shape), tuple(weight_shape)
+    if transposed:
+        g = geometry.conv_transpose_geometry(
+            "explain", ndim, *shapes, stride, padding, output_padding, groups, dilation
+        )
+    else:
+        geometry.check_without("explain", "output_padding", output_padding, op)
+        g = geometry.conv_geometry("explain", ndim, *shapes, stride, padding, dilation, groups)
     geometry.check_algorithm_serves("explain", algorithm, g)
     tile = algorithms.register_tile(dtype.char, runtime.current_isa())
-    return algorithms.Explanation(algorithms.conv_passes(g, algorithm, tile))
+    passes = algorithms.conv_passes(g, algorithm, tile)
+    if transposed:  # the convolution from the output back to the input has these two exchanged
+        passes["output"], passes["input_gradient"] = passes["input_gradient"], passes["output"]
+    return algorithms.Explanation(passes)
 
 
 class _ConvCall(NamedTuple):
@@ -325,19 +336,34 @@ def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _Con
     return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, _current_isa())
 
 
+class _Borders(NamedTuple):
+    """Images with borders that repeat them: what the kernel takes, and the shape."""
+
+    sizes: tuple[int, tuple, tuple, tuple]  # planes, in_size, bordered size, pad
+    shape: tuple[int, ...]
+
+
 @lru_cache(_CACHED_CALLS)
-def _conv_borders(function, ndim, x_shape, weight_shape, options, mode) -> tuple[tuple[int, int], ...]:
-    x_shape = (1, *x_shape) if len(x_shape) == ndim + 1 else x_shape
-    return geometry.conv_borders(
-        geometry.conv_geometry(function, ndim, x_shape, weight_shape, *options), function, mode
-    )
+def _conv_borders(function, ndim, x_shape, weight_shape, options, mode) -> _Borders:
+    batch_shape = (1, *x_shape) if len(x_shape) == ndim + 1 else x_shape
+    g = geometry.conv_geometry(function, ndim, batch_shape, weight_shape, *options)
+    size = geometry.bordered_size(g, function, mode)
+    return _Borders((g.n * g.ic, g.in_size, size, g.pad), (*x_shape[:-ndim], *size[-ndim:]))
 
 
-def _find_borders(function, ndim, x_shape, weight, options, mode) -> tuple[tuple[int, int], ...]:
+def _find_borders(function, ndim, x_shape, weight, options, mode) -> _Borders:
     """Return the borders of a convolution whose padding is no zeros."""
     geometry.check_padding_mode(function, mode)
     options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
     return _conv_borders(function, ndim, x_shape, weight.shape, options, mode)
+
+
+def _bordered(x: NDArray, borders: _Borders, mode: str) -> NDArray:
+    """Return images with borders."""
+    padded = _empty(borders.shape, x.dtype.char)
+    if padded.size:
+        _kernels.border(x, padded, *borders.sizes, mode, False)
+    return padded
 
 
 def pack_weight(
@@ -493,7 +519,7 @@ def _conv(
     weight = _operand(function, "weight", weight, dtype)
     if padding_mode != "zeros":
         borders = _find_borders(function, ndim, x.shape, weight, (stride, padding, dilation, groups), padding_mode)
-        x, padding = strided.bordered(x, borders, padding_mode), 0
+        x, padding = _bordered(x, borders, padding_mode), 0
     call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     code, slope = (0, 0.0) if activation is None else geometry.activation_code(function, activation)
     if bias is not None:
@@ -586,7 +612,7 @@ def _conv_backward(
     in_shape, borders = x.shape, None
     if padding_mode != "zeros":
         borders = _find_borders(function, ndim, x.shape, weight, (stride, padding, dilation, groups), padding_mode)
-        x, padding = strided.bordered(x, borders, padding_mode), 0
+        x, padding = _bordered(x, borders, padding_mode), 0
     call = _find_conv_call(function, ndim, x.shape, weight, (stride, padding, dilation, groups), algorithm)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     targets = _targets(function, outs, output_mask, (in_shape, weight.shape, call.bias_shape), dtype)
@@ -597,7 +623,7 @@ def _conv_backward(
         grad_padded = grad_input if borders is None else _empty(x.shape, dtype.char)
         _kernels.conv_input_gradient(call.plan, grad_output, weight, grad_padded, panels)
         if borders is not None:
-            grad_input[...] = strided.fold_borders(grad_padded, in_shape[-ndim:], borders, padding_mode)
+            _kernels.border(grad_input, grad_padded, *borders.sizes, padding_mode, True)
     if grad_weight is not None and x.size:
         _kernels.conv_weight_gradient(call.plan, grad_output, x, grad_weight, grad_bias)
     else:
@@ -1104,26 +1130,27 @@ avg_pool1d, avg_pool2d, avg_pool3d = (_of_rank(ndim, _avg_pool) for ndim in (1, 
 avg_pool1d_backward, avg_pool2d_backward, avg_pool3d_backward = (_of_rank(n, _avg_pool_backward) for n in (1, 2, 3))
 
 
-# Adaptive pools: windows of equal size are those of the pools above, others go by NumPy's slices.
+# Adaptive pools: windows of equal size are those of the pools above, others have kernels of their own.
 
 
 class _AdaptiveCall(NamedTuple):
     """What an adaptive pool of given shapes does."""
 
     even: _PoolCall | None  # where all windows have the same size
-    bounds: tuple[tuple[tuple[int, int], ...], ...]
+    sizes: tuple[int, tuple, tuple]  # planes, in_size, out_size
     out_shape: tuple[int, ...]
 
 
 @lru_cache(_CACHED_CALLS)
 def _adaptive_call(function, ndim, x_shape, output_size) -> _AdaptiveCall:
-    bounds = geometry.adaptive_windows(function, ndim, x_shape, output_size)
-    size, out = x_shape[-ndim:], tuple([len(windows) for windows in bounds])
+    size, out = x_shape[-ndim:], geometry.adaptive_size(function, ndim, x_shape, output_size)
     even = None
     if not any(i % o for i, o in zip(size, out, strict=True)):
         kernel = tuple([i // o for i, o in zip(size, out, strict=True)])
         even = _pool_call(function, ndim, x_shape, (kernel, kernel, 0, 1), False, True, 0)
-    return _AdaptiveCall(even, bounds, (*x_shape[:-ndim], *out))
+    ones = (1,) * (3 - ndim)
+    sizes = math.prod(x_shape[:-ndim]), (*ones, *size), (*ones, *out)
+    return _AdaptiveCall(even, sizes, (*x_shape[:-ndim], *out))
 
 
 def _find_adaptive_call(function, ndim, x_shape, output_size) -> _AdaptiveCall:
@@ -1176,7 +1203,7 @@ def _adaptive_avg_pool(x: ArrayLike, output_size: AdaptiveSize, *, out: NDArray 
         if call.even is not None:
             _kernels.avg_pool(call.even.plan, x, target)
         else:
-            strided.adaptive_mean(x, call.bounds, target)
+            _kernels.uneven_pool(x, target, None, *call.sizes, False)
     return _delivered(out, target)
 
 
@@ -1222,7 +1249,7 @@ def _adaptive_avg_pool_backward(
         if call.even is not None:
             _kernels.avg_pool_backward(call.even.plan, grad_output, target)
         else:
-            strided.adaptive_spread(grad_output, call.bounds, target)
+            _kernels.uneven_pool_backward(grad_output, None, target, *call.sizes)
     return _delivered(out, target)
 
 
@@ -1273,7 +1300,7 @@ def _adaptive_max_pool(
         if call.even is not None:
             _kernels.max_pool(call.even.plan, x, target, indices)
         else:
-            strided.adaptive_max(x, call.bounds, target, indices)
+            _kernels.uneven_pool(x, target, indices, *call.sizes, True)
     result = _delivered(out, target)
     return result if indices is None else (result, indices)
 
@@ -1322,11 +1349,9 @@ def _adaptive_max_pool_backward(
         if call.even is not None:
             outside = _kernels.max_pool_backward(call.even.plan, grad_output, _native(indices), target)
         else:
-            outside = strided.outside_windows(indices, call.bounds, input_shape[-ndim:])
+            outside = _kernels.uneven_pool_backward(grad_output, _native(indices), target, *call.sizes)
         if outside:
             geometry.indices_error(function, outside)
-        if call.even is None:
-            strided.scatter(grad_output, indices, target, ndim)
     return _delivered(out, target)
 
 
@@ -1583,16 +1608,6 @@ max_unpool1d_backward, max_unpool2d_backward, max_unpool3d_backward = (
 # --- Unfolding -------------------------------------------------------------------------------------------------------
 
 
-def _columns(array: NDArray, order: str | None, g: geometry.PoolGeometry) -> NDArray:
-    """View columns as (n, c, *kernel, *out_size)."""
-    kernel, out = g.kernel[-g.ndim :], g.out_size[-g.ndim :]
-    if order is None:
-        return array.reshape(g.n, g.c, *kernel, *out)
-    if order == "batch_outer":
-        return np.moveaxis(array.reshape(g.c, *kernel, g.n, *out), 1 + g.ndim, 0)
-    return np.moveaxis(array.reshape(g.c, *kernel, *out, g.n), -1, 0)
-
-
 def _unfold_options(function, kernel_size, stride, padding, dilation) -> tuple:
     options = kernel_size, stride, padding, dilation
     return _plain_options(function, ("kernel_size", "stride", "padding", "dilation"), options)
@@ -1657,8 +1672,8 @@ def unfold(
     shape = (g.n, rows, positions)[unbatched:] if order is None else (rows, g.n * positions)
     target = _target("unfold", "out", out, shape, x.dtype)
     if target.size:
-        steps = [sizes[-ndim:] for sizes in (g.out_size, g.kernel, g.stride, g.dilation, g.pad)]
-        strided.unfold(x.reshape(g.x_shape), _columns(target, order, g), *steps)
+        sizes = g.n, g.c, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, g.pad
+        _kernels.unfold(x, target, *sizes, order, False)
     return _delivered(out, target)
 
 
@@ -1712,8 +1727,8 @@ def fold(
     g = geometry.fold_geometry("fold", x.shape, geometry.plain("fold", "output_size", output_size), *options, order)
     target = _target("fold", "out", out, g.x_shape[order is None and x.ndim == 2 :], x.dtype)
     if target.size:
-        steps = [sizes[-g.ndim :] for sizes in (g.out_size, g.kernel, g.stride, g.dilation, g.pad)]
-        strided.fold(_columns(x, order, g), target.reshape(g.x_shape), *steps)
+        sizes = g.n, g.c, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, g.pad
+        _kernels.unfold(target, x, *sizes, order, True)
     return _delivered(out, target)
 
 

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 __all__ = [
     "ConvGeometry",
     "PoolGeometry",
-    "conv_borders",
+    "bordered_size",
     "conv_geometry",
     "conv_transpose_geometry",
     "plain",
@@ -200,14 +200,13 @@ def conv_geometry(
     return ConvGeometry(ndim, n, ic, oc, groups, *_three_dimensional(size, kernel, stride, dilation, pad, out))
 
 
-def conv_borders(g: ConvGeometry, function: str, mode: str) -> tuple[tuple[int, int], ...]:
-    """Return the (before, after) borders of the last `ndim` dimensions, which the image can fill in this mode."""
-    pads, sizes = g.pad[-g.ndim :], g.in_size[-g.ndim :]
-    for axis, (size, pad) in enumerate(zip(sizes, pads, strict=True), -g.ndim):
+def bordered_size(g: ConvGeometry, function: str, mode: str) -> tuple[int, int, int]:
+    """Return the size of the padded images, whose borders they can fill in this mode."""
+    for axis, (size, pad) in enumerate(zip(g.in_size[-g.ndim :], g.pad[-g.ndim :], strict=True), -g.ndim):
         most = {"reflect": size - 1, "replicate": max(pad) if size else 0, "circular": size}[mode]
         if max(pad) > most:
             _value_error(function, f"padding must be at most {most} for x.shape[{axis}] = {size} in {mode!r}", max(pad))
-    return pads
+    return tuple([before + size + after for size, (before, after) in zip(g.in_size, g.pad, strict=True)])
 
 
 def conv_transpose_geometry(
@@ -414,10 +413,8 @@ def fold_geometry(
     return g
 
 
-def adaptive_windows(
-    function: str, ndim: int, x_shape: tuple[int, ...], output_size: Any
-) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Return (start, stop) of each window of an adaptive pool, for each dimension; None keeps a dimension's size."""
+def adaptive_size(function: str, ndim: int, x_shape: tuple[int, ...], output_size: Any) -> tuple[int, ...]:
+    """Return the size of the output of an adaptive pool; None keeps a dimension's size."""
     shape = "input_shape" if function.endswith("_backward") else "x.shape"
     if len(x_shape) not in (ndim + 1, ndim + 2):
         axes = _AXES[ndim]
@@ -432,9 +429,7 @@ def adaptive_windows(
         _value_error(function, f"output_size must be an integer or have {ndim} elements", output_size)
     out = [i if o is None else _integer(function, "output_size", o, 1) for i, o in zip(size, wanted, strict=True)]
     _check_bytes(function, "the output", 1, math.prod(x_shape[:-ndim]), out)
-    return tuple(
-        [tuple([(p * i // o, -(-(p + 1) * i // o)) for p in range(o)]) for i, o in zip(size, out, strict=True)]
-    )
+    return tuple(out)
 
 
 def unpooled_size(
@@ -533,12 +528,18 @@ def check_padding_mode(function: str, mode: Any) -> None:
         _value_error(function, f"padding_mode must be one of {', '.join(map(repr, PADDING_MODES))}", repr(mode))
 
 
-def convolution_rank(function: str, op: Any) -> int:
-    """Return the number of spatial dimensions of the convolution that `op` names."""
-    ranks = {f"conv{ndim}d": ndim for ndim in (1, 2, 3)}
+def convolution_rank(function: str, op: Any) -> tuple[int, bool]:
+    """Return the number of spatial dimensions of the convolution that `op` names, and whether it is transposed."""
+    ranks = {f"{name}{ndim}d": (ndim, name != "conv") for name in ("conv", "conv_transpose") for ndim in (1, 2, 3)}
     if op not in ranks:
         _value_error(function, f"op must be one of {', '.join(map(repr, ranks))}", repr(op))
     return ranks[op]
+
+
+def check_without(function: str, name: str, value: Any, op: str) -> None:
+    """Check that an option which an operator lacks is 0."""
+    if value != 0:
+        _value_error(function, f"{name} must be 0 for {op}", value)
 
 
 def weight_rank(function: str, shape: tuple[int, ...]) -> int:

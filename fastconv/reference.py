@@ -127,7 +127,7 @@ def _doubles(*arrays: ArrayLike | None) -> tuple[NDArray | None, ...]:
 
 
 def _rounded(result: NDArray, like: ArrayLike, dtype: DTypeLike | None) -> NDArray:
-    return np.ascontiguousarray(result, np.asarray(like).dtype if dtype is None else dtype)
+    return np.asarray(result, np.asarray(like).dtype if dtype is None else dtype, order="C")
 
 
 # --- Convolution -----------------------------------------------------------------------------------------------------

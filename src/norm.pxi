@@ -1,5 +1,8 @@
 """Batch normalisation: one pass that reduces, one that applies; per-channel numbers are doubles."""
 
+cdef enum:
+    RUN = 4096  # elements that are summed before their sum is added to the channel's
+
 cdef struct NormJob:
     kernels_t k
     const char *x
@@ -8,19 +11,23 @@ cdef struct NormJob:
     const double *shift
     const double *factors  # (shift, a, b, c) of each channel
     double *sums  # two of each channel
-    ptrdiff_t n, c, plane, planes_a_task
+    ptrdiff_t n, c, plane, planes_a_task, channels_a_task
     size_t es
 
 
-cdef void moments_task(void *job_, ptrdiff_t c, char *scratch) noexcept nogil:
-    """One channel: the planes of its images, in order."""
+cdef void moments_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: channels_a_task channels."""
     cdef NormJob *j = <NormJob *>job_
-    cdef ptrdiff_t n
+    cdef ptrdiff_t c, n, planes = max(<ptrdiff_t>1, RUN // max(j.plane, <ptrdiff_t>1))
     cdef size_t at
-    j.sums[2 * c] = j.sums[2 * c + 1] = 0
-    for n in range(j.n):
-        at = (n * j.c + c) * j.plane * j.es
-        j.k.moments(j.plane, NULL if j.g == NULL else j.g + at, j.x + at, j.shift[c], j.sums + 2 * c)
+    for c in range(task * j.channels_a_task, min((task + 1) * j.channels_a_task, j.c)):
+        j.sums[2 * c] = j.sums[2 * c + 1] = 0
+        n = 0
+        while n < j.n:
+            at = (n * j.c + c) * j.plane * j.es
+            j.k.moments(min(planes, j.n - n), j.c * j.plane, j.plane, NULL if j.g == NULL else j.g + at, j.x + at,
+                        j.shift[c], j.sums + 2 * c)
+            n += planes
 
 
 def channel_moments(ndarray g, ndarray x not None, ndarray shift not None, ndarray sums not None, ptrdiff_t n):
@@ -32,9 +39,10 @@ def channel_moments(ndarray g, ndarray x not None, ndarray shift not None, ndarr
     job.k = fc_tables(fc_get_isa())[job.es == 8]
     job.g, job.x = read(g, job.es, size), read(x, job.es, size)
     job.shift, job.sums = <const double *>read(shift, 8, job.c), <double *>written(sums, 8, 2 * job.c)
+    job.channels_a_task = max(<ptrdiff_t>1, CHUNK // max(job.n * job.plane, <ptrdiff_t>1))
     cdef int threads = threads_for(8.0 * size)
     with nogil:
-        run_tasks(moments_task, &job, job.c, threads, NULL, 0)
+        run_tasks(moments_task, &job, ceil_div(job.c, job.channels_a_task), threads, NULL, 0)
 
 
 cdef void affine_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:

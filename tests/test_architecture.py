@@ -13,7 +13,7 @@ RANKS = {
     for rank, names in enumerate(
         [
             "_kernels geometry __version__",
-            "runtime algorithms packing strided",
+            "runtime algorithms packing",
             "functional",
             "activations normalization",
             "layers losses optim",

@@ -5,10 +5,8 @@ from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from tolerance import activation_bound, assert_close, bound
 
 import fastconv
@@ -372,40 +370,6 @@ def test_padding_modes_equal_torch(torch, case, mode):
     grad_input, grad_weight, _ = case.backward(g, x, weight, **options, padding_mode=mode)
     np.testing.assert_allclose(grad_input, theirs.grad, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(grad_weight, layer.weight.grad, rtol=1e-12, atol=1e-12)
-
-
-@st.composite
-def convolutions(draw):
-    """Draw a case from the whole space of options, small."""
-    ndim = draw(st.integers(1, 3))
-    few = st.integers(1, 3)
-
-    def per_dimension(values):
-        return draw(st.one_of(values, st.tuples(*[values] * ndim)))
-
-    kernel = draw(st.tuples(*[st.integers(1, 4)] * ndim))
-    stride, dilation = per_dimension(st.integers(1, 4)), per_dimension(few)
-    pad = st.integers(0, 4)
-    pairs = st.tuples(*[st.tuples(pad, pad)] * ndim)
-    padding = draw(st.one_of(pad, st.tuples(*[pad] * ndim), pairs, st.sampled_from(["same", "same_lower", "valid"])))
-    size = draw(st.tuples(*[st.integers(1, (70, 20, 9)[ndim - 1])] * ndim))
-    if padding != "same" and padding != "same_lower":
-        sides = 0 if padding == "valid" else padding
-        sides = np.broadcast_to(np.asarray(sides)[..., None] if np.ndim(sides) < 2 else sides, (ndim, 2)).sum(axis=1)
-        needed = np.asarray(dilation) * (np.asarray(kernel) - 1) + 1 - sides
-        size = tuple(int(s) for s in np.maximum(size, needed))
-    groups, icg, ocg = draw(few), draw(st.integers(1, 20)), draw(st.integers(1, 20))
-    batch = draw(st.sampled_from([(), (1,), (2,), (5,)]))
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return Case("drawn", (*batch, groups * icg, *size), (groups * ocg, icg, *kernel), options)
-
-
-@hypothesis.given(convolutions(), st.sampled_from(fastconv.runtime.available_isas()), st.sampled_from("fd"))
-def test_any_convolution(case, isa, char):
-    x, weight, bias, g = case.arrays(char, np.random.default_rng(0).standard_normal)
-    with fastconv.isa(isa):
-        check_output(case, x, weight, bias, case.forward(x, weight, bias, **case.options))
-        check_gradients(case, g, x, weight, case.backward(g, x, weight, **case.options))
 
 
 @pytest.mark.parametrize(("case", "algorithm"), FORCED, ids=lambda value: getattr(value, "reason", value))

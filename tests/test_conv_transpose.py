@@ -204,3 +204,18 @@ def test_no_image_gives_zero_gradients(dtype):
     assert grad_input.shape == x.shape
     assert not grad_weight.any()
     assert not grad_bias.any()
+
+
+def test_explain():
+    """Its passes are those of the convolution from the output back to the input."""
+    options = {"stride": 2, "padding": 1, "groups": 2}
+    g = fastconv.conv_transpose2d(np.ones((2, 32, 7, 8)), np.ones((32, 9, 4, 4)), **options)
+    told = fastconv.explain("conv_transpose2d", (2, 32, 7, 8), (32, 9, 4, 4), **options)
+    convolution = fastconv.explain("conv2d", g.shape, (32, 9, 4, 4), **options)
+    names = {"output": "input_gradient", "input_gradient": "output", "weight_gradient": "weight_gradient"}
+    assert told == {name: convolution[other] for name, other in names.items()}
+    assert all(name in str(told) for name in names)
+    larger = fastconv.explain("conv_transpose2d", (2, 32, 7, 8), (32, 9, 4, 4), **options, output_padding=1)
+    assert larger["output"].cost > told["output"].cost
+    with pytest.raises(ValueError, match=r"^explain: output_padding must be 0 for conv2d, got 1"):
+        fastconv.explain("conv2d", (2, 32, 7, 8), (9, 16, 4, 4), groups=2, output_padding=1)

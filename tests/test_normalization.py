@@ -27,11 +27,21 @@ def arrays(shape, offset, dtype, rng):
     return x + dtype(offset), g, *(rng.standard_normal(c).astype(dtype) for _ in range(3)), rng.random(c, dtype) + 1
 
 
-def absolute(x, weight, bias, mean, var):
+def absolute(x, weight, bias, mean, var, training, eps=1e-5):
     """The magnitude that a normalised value's rounding goes with: shift and scale of the largest."""
-    scale = np.abs(weight) / np.sqrt(var + 1e-5)
+    mean = np.abs(x).mean((0, *range(2, x.ndim))) if training else np.abs(mean)  # what a mean rounds with
+    scale = np.abs(weight) / np.sqrt(var + eps)
     shape = (-1, *[1] * (x.ndim - 2))
-    return (np.abs(x) + np.abs(mean).reshape(shape)) * scale.reshape(shape) + np.abs(bias).reshape(shape)
+    return (np.abs(x) + mean.reshape(shape)) * scale.reshape(shape) + np.abs(bias).reshape(shape)
+
+
+def gradient_magnitudes(g, x, weight, mean, var, training, eps=1e-5):
+    """The same of the gradients in x, weight and bias."""
+    shape, axes = (-1, *[1] * (x.ndim - 2)), (0, *range(2, x.ndim))
+    inverse = 1 / np.sqrt(var + eps).reshape(shape)
+    normal = (np.abs(x) + np.abs(mean).reshape(shape)) * inverse
+    sizes = np.abs(g) + training * (np.abs(g).max(initial=0) * (1 + normal * normal.max(initial=0)))
+    return sizes * inverse * np.abs(weight).reshape(shape), (np.abs(g) * normal).sum(axes), np.abs(g).sum(axes)
 
 
 @cases
@@ -43,7 +53,7 @@ def test_batch_norm(shape, offset, training, isa, dtype, rng):
         x, *expected_running, weight, bias, training, return_statistics=True, dtype=np.float64
     )
     y, actual_m, actual_v = fastconv.batch_norm(x, *running, weight, bias, training, return_statistics=True)
-    assert_close(y, expected, bound("sum", dtype, 8, absolute(x, weight, bias, m, v)), dtype, "y")
+    assert_close(y, expected, bound("sum", dtype, 8, absolute(x, weight, bias, m, v, training)), dtype, "y")
     np.testing.assert_allclose(actual_m, m, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(actual_v, v, rtol=1e-9)
     for a, e in zip(running, expected_running, strict=True):
@@ -54,14 +64,7 @@ def test_batch_norm(shape, offset, training, isa, dtype, rng):
 
     expected = reference.batch_norm_backward(g, x, m, v, weight, training, dtype=np.float64)
     actual = fastconv.batch_norm_backward(g, x, m, v, weight, training)
-    inverse = (1 / np.sqrt(v + 1e-5)).reshape(-1, *[1] * (x.ndim - 2))
-    normal, scale = (
-        np.abs(x) * inverse + np.abs(m.reshape(inverse.shape)) * inverse,
-        np.abs(weight.reshape(inverse.shape)),
-    )
-    sizes = np.abs(g) + training * (np.abs(g).max() * (1 + normal * normal.max()))
-    axes = (0, *range(2, x.ndim))
-    limits = sizes * inverse * scale, (np.abs(g) * normal).sum(axes), np.abs(g).sum(axes)
+    limits = gradient_magnitudes(g, x, weight, m, v, training)
     for name, a, e, limit in zip(("input", "weight", "bias"), actual, expected, limits, strict=True):
         assert_close(a, e, bound("sum", dtype, 8, limit), dtype, name)
 

@@ -16,6 +16,8 @@
 
 #include "pool.h"
 
+#include "rows.h"
+
 #include "direct.h"
 
 #include "depthwise.h"
@@ -54,6 +56,14 @@ static const fc_kernels FC_LOCAL(table) = {
     .max_pool_planes = FC_KERNEL(max_pool_planes),
     .avg_pool_planes = FC_KERNEL(avg_pool_planes),
     .avg_pool_fill = FC_KERNEL(avg_pool_fill),
+    .unfold = FC_KERNEL(unfold),
+    .fold = FC_KERNEL(fold),
+    .border = FC_KERNEL(border),
+    .fold_border = FC_KERNEL(fold_border),
+    .uneven_mean = FC_KERNEL(uneven_mean),
+    .uneven_spread = FC_KERNEL(uneven_spread),
+    .uneven_max = FC_KERNEL(uneven_max),
+    .uneven_check = FC_KERNEL(uneven_check),
     .direct = FC_KERNEL(direct),
     .copy_phases = FC_KERNEL(copy_phases),
     .direct_dot = FC_KERNEL(direct_dot),

@@ -116,6 +116,15 @@ typedef struct {
     ptrdiff_t b_step; /* bytes */
 } fc_ahead;
 
+/* The rows of a plane and of what it is unfolded, bordered or pooled to; see rows.h. */
+typedef struct {
+    ptrdiff_t in[3], out[3]; /* extents; of the columns: positions */
+    ptrdiff_t pad[3];        /* in front of the plane */
+    ptrdiff_t kernel[3], step[3], dilation[3], tap, pixel; /* columns: windows; elements between taps, positions */
+    int mode;                /* border */
+    void *line;              /* uneven windows: scratch of a row */
+} fc_rows;
+
 typedef struct {
     const char *isa;
     int mr, nr, lanes;
@@ -162,7 +171,8 @@ typedef struct {
     void (*softmax_backward)(ptrdiff_t n, const void *g, const void *y, void *gx, int logarithm);
 
     /* Batch normalisation; see norm.h.  p is (shift, a, b, c) */
-    void (*moments)(ptrdiff_t n, const void *g, const void *x, double shift, double *sums);
+    void (*moments)(ptrdiff_t planes, ptrdiff_t stride, ptrdiff_t n, const void *g, const void *x, double shift,
+                    double *sums);
     void (*affine)(ptrdiff_t n, const void *g, const void *x, const double *p, void *y);
 
     /* One output row of a pool; see pool.h. */
@@ -177,6 +187,16 @@ typedef struct {
     void (*max_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y, int64_t *index);
     void (*avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y);
     void (*avg_pool_fill)(const fc_pool_row *p, ptrdiff_t planes, const void *g, void *gx);
+
+    /* Unfolding, borders, uneven windows; see rows.h */
+    void (*unfold)(const fc_rows *r, const void *x, void *columns);
+    void (*fold)(const fc_rows *r, const void *columns, void *gx);
+    void (*border)(const fc_rows *r, const void *x, void *y);
+    void (*fold_border)(const fc_rows *r, const void *y, void *gx);
+    void (*uneven_mean)(const fc_rows *r, const void *x, void *y);
+    void (*uneven_spread)(const fc_rows *r, const void *g, void *gx);
+    void (*uneven_max)(const fc_rows *r, const void *x, void *y, int64_t *index);
+    ptrdiff_t (*uneven_check)(const fc_rows *r, const int64_t *index);
 
     /* Direct convolution of few channels; see direct.h */
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
@@ -211,6 +231,8 @@ typedef struct {
 } fc_kernels;
 
 enum { FC_NONE, FC_RELU, FC_RELU6, FC_LEAKY_RELU, FC_SILU, FC_HARDSWISH, FC_SIGMOID, FC_TANH };
+
+enum { FC_REFLECT, FC_REPLICATE, FC_CIRCULAR };
 
 enum { FC_GENERIC, FC_AVX2, FC_AVX512, FC_ISAS };
 
