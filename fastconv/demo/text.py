@@ -220,9 +220,9 @@ def _draw_characters(figure, left, right, model, codes, count=14, least=15):
     heading(figure, right, "Characters that say C", f"among those that occur {least} times or more")
     for spec, chosen, color in (left, order[:count], BLUE), (right, order[: -count - 1 : -1], RED):
         axes = figure.add_subplot(spec)
-        axes.barh(range(count), means[chosen], color=color, height=0.65)
+        axes.barh(range(len(chosen)), means[chosen], color=color, height=0.65)
         plain(axes)
-        axes.set_yticks(range(count), [decoded([code]) if code else "blank" for code in chosen])
+        axes.set_yticks(range(len(chosen)), [decoded([code]) if code else "blank" for code in chosen])
         axes.tick_params(axis="y", colors=INK, labelsize=11, labelfontfamily="monospace")
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
