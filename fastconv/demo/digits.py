@@ -67,7 +67,7 @@ def lenet(rng: int | np.random.Generator | None = None) -> Sequential:
             "flatten": Flatten(),
             "full3": Linear(1200, 120, rng=rng),
             "relu3": ReLU(),
-            "dropout3": Dropout(rng=rng),
+            "dropout3": Dropout(0.25, rng=rng),
             "full4": Linear(120, 10, rng=rng),
         }
     )

@@ -191,7 +191,7 @@ def _draw_windows(figure, spec, model, codes, labels, scores, chosen):
         for column, character in enumerate(decoded(codes[i])):
             axes.text(column, 0, character, size=10, family="monospace", ha="center", va="center_baseline", color=INK)
         probability = 1 / (1 + np.exp(-scores[i]))
-        for x, text in (-0.057, LANGUAGES[labels[i]]), (1.006, f"C {probability:.2f}"):
+        for x, text in (-0.042, LANGUAGES[labels[i]]), (1.006, f"C {probability:.2f}"):
             axes.text(x, 0.5, text, transform=axes.transAxes, size=10.5, va="center", color=MUTED)
 
 
