@@ -214,7 +214,7 @@ def _draw_by_slice(figure, spec, truth, results):
         if style:
             ratios = [psnr(image, clean) for image, clean in zip(results[name], truth, strict=True)]
             color = RED if name == "network" else BLUE
-            axes.plot(numbers, ratios, style, color=color, linewidth=2.2)
-            axes.text(numbers[-1] + 0.15, ratios[-1], name, size=10, color=color, va="center")
+            axes.plot(numbers, ratios, style, color=color, linewidth=2.2, label=name)
     plain(axes, xlabel="slice")
-    axes.set(xlim=(numbers[0] - 0.3, numbers[-1] + 2.9), xticks=numbers)
+    axes.set(xlim=(numbers[0] - 0.3, numbers[-1] + 3.6), xticks=numbers)
+    axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="center right")
