@@ -10,7 +10,7 @@ from . import __version__, show_config
 COMMANDS = {
     "info": "print versions, compiler, instruction set and threads",
     "bench": "measure the kernels against NumPy, and with --peers against other libraries",
-    "demo": "train a network on handwritten digits, or filter a photograph, and draw what it does",
+    "demo": "train networks on digits, faces, a brain or text, or filter a photograph, and draw it",
 }
 
 

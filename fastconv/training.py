@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -20,7 +21,7 @@ __all__ = ["Epoch", "fit"]
 
 
 class Epoch(NamedTuple):
-    """What an epoch of :func:`fit` came to."""
+    """What an epoch of :func:`fit` came to; the accuracy is NaN where the targets are no labels."""
 
     loss: float
     accuracy: float
@@ -150,8 +151,8 @@ class _Run:
             self.model.backward(criterion.backward(), needs_input_grad=False)
             self.optimizer.step()
             self.loss += loss * len(batch)
-            if output.ndim == 2 and target.ndim == 1:
-                self.right += int((output.argmax(axis=1) == target).sum())
+            are_labels = output.ndim == 2 and target.ndim == 1
+            self.right += int((output.argmax(axis=1) == target).sum()) if are_labels else math.nan
             self.seen += len(batch)
             self.seconds += time.perf_counter() - start
             self.consistent = True
@@ -271,7 +272,8 @@ class _Bar(_Silent):
 
 
 def _text(means: Epoch) -> str:
-    return f"loss {means.loss:.4f}  accuracy {means.accuracy:6.2%}  {means.images_per_second:,.0f} images/s"
+    accuracy = "" if math.isnan(means.accuracy) else f"accuracy {means.accuracy:6.2%}  "
+    return f"loss {means.loss:.4f}  {accuracy}{means.images_per_second:,.0f} images/s"
 
 
 def _shown(epochs: int, n: int) -> _Silent:

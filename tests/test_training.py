@@ -123,6 +123,7 @@ def test_other_criteria():
     optimizer = SGD(model.parameters(), 0.01)
     history = fastconv.fit(model, (IMAGES, targets), 5, optimizer=optimizer, criterion=MSELoss(), rng=0, progress=False)
     assert history[-1].loss < history[0].loss
+    assert np.isnan(history[-1].accuracy)
 
 
 def test_refused():
