@@ -815,24 +815,37 @@ class _PoolCall(NamedTuple):
 
 
 @lru_cache(_CACHED_CALLS)
-def _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor) -> _PoolCall:
+def _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor, last=False) -> _PoolCall:
     unbatched = len(x_shape) == ndim + 1
-    g = geometry.pool_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, *options, ceil_mode)
+    x_shape = (1, *x_shape) if unbatched else x_shape
+    g = geometry.pool_geometry(function, ndim, x_shape, *options, ceil_mode, last)
     before, after = zip(*g.pad, strict=True)
-    windows = g.planes, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, before
-    plan = _kernels.PoolPlan(*windows, count_include_pad, divisor, after)
-    return _PoolCall(plan, g.out_shape[unbatched:])
+    windows = g.n if last else g.planes, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, before
+    plan = _kernels.PoolPlan(*windows, count_include_pad, divisor, after, g.c if last else 0)
+    n, c, *out_size = g.out_shape
+    return _PoolCall(plan, ((n, *out_size, c) if last else g.out_shape)[unbatched:])
 
 
 def _find_pool_call(
-    function, ndim, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad=True, divisor=None
+    function,
+    ndim,
+    x_shape,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    ceil_mode,
+    count_include_pad=True,
+    divisor=None,
+    layout=None,
 ) -> _PoolCall:
     geometry.check_flag(function, "ceil_mode", ceil_mode)
     geometry.check_flag(function, "count_include_pad", count_include_pad)
     options = kernel_size, kernel_size if stride is None else stride, padding, dilation
     options = _plain_options(function, ("kernel_size", "stride", "padding", "dilation"), options)
     divisor = 0 if divisor is None else geometry.check_divisor(function, divisor)
-    return _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor)
+    last = layout is not None and geometry.channels_last(function, layout)
+    return _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor, last)
 
 
 def _max_pool(
@@ -844,6 +857,7 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray | tuple[NDArray, NDArray]:
@@ -866,6 +880,8 @@ def _max_pool(
         Keep a last window that hangs over the end, if it starts inside the image or the padding before it.
     return_indices : bool
         Return the indices too, which the backward pass takes.
+    layout : None or "channels_last"
+        None has the channels first; "channels_last" takes and gives ``(n, *size, c)`` or ``(*size, c)``.
     out : ndarray, optional
         Receives the maxima.
 
@@ -896,7 +912,8 @@ def _max_pool(
     if out is not None:
         _check_overlap(function, "out", out, {"x": x})
     x = _input(function, "x", x)
-    call = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    windows = kernel_size, stride, padding, dilation, ceil_mode
+    call = _find_pool_call(function, ndim, x.shape, *windows, layout=layout)
     geometry.check_flag(function, "return_indices", return_indices)
     target = _target(function, "out", out, call.out_shape, x.dtype)
     indices = np.empty(call.out_shape, _INT64) if return_indices else None
@@ -916,6 +933,7 @@ def _max_pool_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray:
@@ -931,6 +949,8 @@ def _max_pool_backward(
         Shape of the input of the forward pass.
     kernel_size, stride, padding, dilation, ceil_mode
         Options of the forward pass.
+    layout : None or "channels_last"
+        Of all arrays and of `input_shape`.
     out : ndarray, optional
         Receives the gradient.
 
@@ -959,8 +979,9 @@ def _max_pool_backward(
     if out is not None:
         _check_overlap(function, "out", out, {"grad_output": grad_output, "indices": indices})
     grad_output = _input(function, "grad_output", grad_output)
-    input_shape = geometry.check_input_shape(function, ndim, input_shape)
-    call = _find_pool_call(function, ndim, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape, layout=layout)
+    windows = kernel_size, stride, padding, dilation, ceil_mode
+    call = _find_pool_call(function, ndim, input_shape, *windows, layout=layout)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     indices = _array(function, "indices", indices)
     geometry.check_indices_dtype(function, indices.dtype)
@@ -982,6 +1003,7 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray:
@@ -1001,6 +1023,8 @@ def _avg_pool(
         Whether padding counts as elements of a window.
     divisor_override : int, optional
         What to divide by instead.
+    layout : None or "channels_last"
+        As in a max pool.
     out : ndarray, optional
         Receives the means.
 
@@ -1025,7 +1049,7 @@ def _avg_pool(
     if out is not None:
         _check_overlap(function, "out", out, {"x": x})
     x = _input(function, "x", x)
-    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
+    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override, layout
     call = _find_pool_call(function, ndim, x.shape, *windows)
     target = _target(function, "out", out, call.out_shape, x.dtype)
     if target.size:
@@ -1043,6 +1067,7 @@ def _avg_pool_backward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray:
@@ -1056,6 +1081,8 @@ def _avg_pool_backward(
         Shape of the input of the forward pass.
     kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         Options of the forward pass.
+    layout : None or "channels_last"
+        Of all arrays and of `input_shape`.
     out : ndarray, optional
         Receives the gradient.
 
@@ -1080,8 +1107,8 @@ def _avg_pool_backward(
     if out is not None:
         _check_overlap(function, "out", out, {"grad_output": grad_output})
     grad_output = _input(function, "grad_output", grad_output)
-    input_shape = geometry.check_input_shape(function, ndim, input_shape)
-    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
+    input_shape = geometry.check_input_shape(function, ndim, input_shape, layout=layout)
+    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override, layout
     call = _find_pool_call(function, ndim, input_shape, *windows)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     target = _target(function, "out", out, input_shape, grad_output.dtype)

@@ -16,6 +16,8 @@
 
 #include "pool.h"
 
+#include "pool_last.h"
+
 #include "direct.h"
 
 #include "depthwise.h"
@@ -53,6 +55,11 @@ static const fc_kernels FC_LOCAL(table) = {
     .max_pool_planes = FC_KERNEL(max_pool_planes),
     .avg_pool_planes = FC_KERNEL(avg_pool_planes),
     .avg_pool_fill = FC_KERNEL(avg_pool_fill),
+    .max_pool_pixels = FC_KERNEL(max_pool_pixels),
+    .avg_pool_pixels = FC_KERNEL(avg_pool_pixels),
+    .max_pool_pixels_check = FC_KERNEL(max_pool_pixels_check),
+    .max_pool_pixels_scatter = FC_KERNEL(max_pool_pixels_scatter),
+    .avg_pool_pixels_gather = FC_KERNEL(avg_pool_pixels_gather),
     .direct = FC_KERNEL(direct),
     .copy_phases = FC_KERNEL(copy_phases),
     .direct_dot = FC_KERNEL(direct_dot),
