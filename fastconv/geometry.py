@@ -341,9 +341,8 @@ def pool_geometry(
     dilation = _per_dimension(function, "dilation", dilation, ndim)
     pad = _pads(function, padding, size, kernel, stride, dilation)
     out = []
-    for axis, (i, k, s, d, (before, after)) in enumerate(
-        zip(size, kernel, stride, dilation, pad, strict=True), -ndim - last
-    ):
+    steps = zip(size, kernel, stride, dilation, pad, strict=True)
+    for axis, (i, k, s, d, (before, after)) in enumerate(steps, -ndim - last):
         padded, extent = before + i + after, (k - 1) * d + 1
         if max(before, after) >= extent:
             _value_error(

@@ -129,6 +129,7 @@ cdef extern from "micro.h" nogil:
         void (*avg_pool_pixels)(const fc_pool_row *, void *) noexcept nogil
         ptrdiff_t (*max_pool_pixels_check)(const fc_pool_row *, const int64_t *) noexcept nogil
         void (*max_pool_pixels_scatter)(const fc_pool_row *, const void *, const int64_t *, void *) noexcept nogil
+        void (*max_pool_pixels_gather)(const fc_pool_row *, const void *, const int64_t *, void *) noexcept nogil
         void (*avg_pool_pixels_gather)(const fc_pool_row *, const void *, void *) noexcept nogil
         void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
                        void *,

@@ -14,7 +14,7 @@ cdef enum:
     POOL_TABLE = 1024  # outputs at most whose windows are tabulated to check indices, unless a row has more
     POOL_CACHE = 1 << 19  # bytes of the gradient that a scatter may spread over
     POOL_PIXELS = 16384  # elements a task with the channels last
-    POOL_SHARES = 16  # tasks at least, of a scatter with the channels last, unless channels are few
+    POOL_SHARES = 8  # tasks at least, of a scatter with the channels last, unless channels are few
 
 
 cdef class PoolPlan:
@@ -155,8 +155,6 @@ cdef int run_pool(PoolPlan plan, bint maximum, ndarray x, ndarray y, ndarray ind
         run_tasks(pool_task, &j, ceil_div(j.planes * j.rows, j.task_rows), threads, <char *>arena.memory, j.line_bytes)
     release(arena)
     return 0
-
-
 
 
 cdef ptrdiff_t tabulated_rows(const PoolJob *j) noexcept nogil:
@@ -436,19 +434,30 @@ cdef void gather_pixels_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef PixelsJob *j = <PixelsJob *>job_
     cdef fc_pool_row row = j.row
     cdef ptrdiff_t r, rows = row.in_[0] * row.in_[1], first = task * j.task_rows
-    cdef ptrdiff_t image = row.rows[0] * row.rows[1] * row.out * row.channels
+    cdef ptrdiff_t image = row.rows[0] * row.rows[1] * row.out * row.channels, at
+    cdef char *gx
     row.line = scratch
+    memset(scratch, 0, 2 * j.k.lanes * sizeof(int64_t *))  # of no row of outputs are the places known
     for r in range(first, min(first + j.task_rows, j.images * rows)):
         row.start[0], row.start[1] = r % rows // row.in_[1], r % row.in_[1]
-        j.k.avg_pool_pixels_gather(&row, j.x + r // rows * image * j.es, j.y + r * row.in_[2] * row.channels * j.es)
+        at, gx = r // rows * image, j.y + r * row.in_[2] * row.channels * j.es
+        if j.maximum:
+            j.k.max_pool_pixels_gather(&row, j.x + at * j.es, j.index + at, gx)
+        else:
+            j.k.avg_pool_pixels_gather(&row, j.x + at * j.es, gx)
+
+
+cdef inline ptrdiff_t windows_over(const fc_pool_row *row, int dim, ptrdiff_t stride) noexcept:
+    """How many windows reach over one element at most, along one dimension."""
+    return ceil_div((row.kernel[dim] - 1) * row.dilation[dim] + 1, stride)
 
 
 cdef ptrdiff_t run_pixels_backward(PoolPlan plan, bint maximum, ndarray g, ndarray index, ndarray gx) except -1:
     cdef PixelsJob j
-    cdef ptrdiff_t bad = 0, i, tasks, line
+    cdef ptrdiff_t bad = 0, i, tasks, line, slots
     cdef int threads = threads_for(2 * plan.work())
     cdef Arena arena
-    j.es = PyArray_ITEMSIZE(gx)
+    j.es, j.maximum = PyArray_ITEMSIZE(gx), maximum
     j.k = fc_tables(fc_get_isa())[j.es == 8]
     pixels_job(plan, &j, POOL_PIXELS)
     j.x, j.y = read(g, j.es, plan.out_size()), written(gx, j.es, plan.x_size())
@@ -465,6 +474,8 @@ cdef ptrdiff_t run_pixels_backward(PoolPlan plan, bint maximum, ndarray g, ndarr
         release(arena)
         if bad:
             return bad
+    slots = windows_over(&j.row, 0, j.row.stride[0]) * windows_over(&j.row, 1, j.row.stride[1])
+    if maximum and slots * windows_over(&j.row, 2, j.row.step) > 2 * j.k.lanes:
         i = ceil_div(<ptrdiff_t>POOL_SHARES, j.images)  # blocks of whole cache lines
         j.row.block = min(j.row.channels, ceil_div(ceil_div(j.row.channels, i), line) * line)
         j.blocks = ceil_div(j.row.channels, j.row.block)
@@ -472,7 +483,9 @@ cdef ptrdiff_t run_pixels_backward(PoolPlan plan, bint maximum, ndarray g, ndarr
             run_tasks(scatter_pixels_task, &j, j.images * j.blocks, threads, NULL, 0)
         return 0
     j.task_rows = max(<ptrdiff_t>1, POOL_PIXELS // (j.row.in_[2] * j.row.channels))
-    j.scratch_bytes = aligned(2 * j.row.out * j.row.channels * j.es)
+    if not maximum:
+        slots = 2
+    j.scratch_bytes = aligned(slots * j.row.out * j.row.channels * j.es + 2 * j.k.lanes * sizeof(int64_t *))
     arena = lease(threads * j.scratch_bytes)
     with nogil:
         run_tasks(gather_pixels_task, &j, ceil_div(j.images * j.row.in_[0] * j.row.in_[1], j.task_rows), threads,

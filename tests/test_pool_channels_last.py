@@ -182,18 +182,24 @@ def test_out_receives_the_same_bits(kind, case, isa, dtype):
 
 
 @pytest.mark.parametrize(
-    ("error", "message", "call"),
+    ("error", "message", "function", "arguments"),
     [
-        (TypeError, "max_pool2d: layout must be None or a string, got 1", lambda f, x: f.max_pool2d(x, 2, layout=1)),
-        (ValueError, "avg_pool2d: layout must be None or 'channels_last', got 'NHWC'", lambda f, x: f.avg_pool2d(x, 2, layout="NHWC")),
-        (ValueError, r"max_pool2d: x must have shape \(n, ih, iw, c\), or \(ih, iw, c\) unbatched", lambda f, x: f.max_pool2d(x[0, 0], 2, **LAST)),
-        (ValueError, r"max_pool2d: \(kernel_size - 1\) \* dilation \+ 1 must be at most the padded x.shape\[-2\] = 3, got 4", lambda f, x: f.max_pool2d(x, (1, 4), **LAST)),
-        (ValueError, r"avg_pool2d_backward: input_shape must be \(n, ih, iw, c\), or \(ih, iw, c\) unbatched", lambda f, x: f.avg_pool2d_backward(x, (1,), 2, **LAST)),
-        (ValueError, r"avg_pool2d_backward: grad_output.shape must equal the output's shape = \(1, 2, 1, 5\)", lambda f, x: f.avg_pool2d_backward(x, (1, 4, 3, 5), 2, **LAST)),
-        (ValueError, r"max_pool2d: out.shape must equal the result's shape = \(1, 2, 1, 5\)", lambda f, x: f.max_pool2d(x, 2, **LAST, out=np.empty((1, 5, 2, 1)))),
+        (TypeError, "layout must be None or a string, got 1", "max_pool2d", {"layout": 1}),
+        (ValueError, "layout must be None or 'channels_last', got 'NHWC'", "avg_pool2d", {"layout": "NHWC"}),
+        (
+            ValueError,
+            r"x must have shape \(n, id, ih, iw, c\), or \(id, ih, iw, c\) unbatched",
+            "max_pool3d",
+            {"axes": 3},
+        ),
+        (ValueError, r".* at most the padded x.shape\[-2\] = 3, got 4", "max_pool2d", {"kernel_size": (1, 4)}),
+        (ValueError, r"input_shape must be \(n, ih, iw, c\), or", "avg_pool2d_backward", {"input_shape": (1,)}),
+        (ValueError, r"grad_output.shape .* = \(1, 2, 1, 5\)", "avg_pool2d_backward", {"input_shape": (1, 4, 3, 5)}),
+        (ValueError, r"out.shape .* = \(1, 2, 1, 5\)", "max_pool2d", {"out": np.empty((1, 5, 2, 1))}),
     ],
     ids=range(7),
-)  # fmt: skip
-def test_bad_input(error, message, call):
-    with pytest.raises(error, match=f"^{message}"):
-        call(fastconv, np.zeros((1, 4, 3, 5)))
+)
+def test_bad_input(error, message, function, arguments):
+    x = np.zeros((1, 4, 3, 5)[4 - arguments.pop("axes", 4) :])
+    with pytest.raises(error, match=f"^{function}: {message}"):
+        getattr(fastconv, function)(x, **({"kernel_size": 2} | LAST | arguments))

@@ -59,6 +59,7 @@ static const fc_kernels FC_LOCAL(table) = {
     .avg_pool_pixels = FC_KERNEL(avg_pool_pixels),
     .max_pool_pixels_check = FC_KERNEL(max_pool_pixels_check),
     .max_pool_pixels_scatter = FC_KERNEL(max_pool_pixels_scatter),
+    .max_pool_pixels_gather = FC_KERNEL(max_pool_pixels_gather),
     .avg_pool_pixels_gather = FC_KERNEL(avg_pool_pixels_gather),
     .direct = FC_KERNEL(direct),
     .copy_phases = FC_KERNEL(copy_phases),

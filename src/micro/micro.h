@@ -175,6 +175,7 @@ typedef struct {
     void (*avg_pool_pixels)(const fc_pool_row *p, void *y);
     ptrdiff_t (*max_pool_pixels_check)(const fc_pool_row *p, const int64_t *index);
     void (*max_pool_pixels_scatter)(const fc_pool_row *p, const void *g, const int64_t *index, void *gx);
+    void (*max_pool_pixels_gather)(const fc_pool_row *p, const void *g, const int64_t *index, void *gx);
     void (*avg_pool_pixels_gather)(const fc_pool_row *p, const void *g, void *gx);
 
     /* Direct convolution of few channels; see direct.h */

@@ -1,19 +1,19 @@
 /* Pooling of images whose channels come last: x[h][w][c], one row of output pixels at a time, lanes along c.
  *
- * A row of pixels is one contiguous run of w * c elements, so that the rows of the windows are reduced into a line
- * whatever the channels are; then each output combines the pixels of its columns.
+ * A row of pixels is one contiguous run of w * c elements.  Where windows overlap much, the rows of the windows are
+ * reduced into a line, whatever the channels are, and each output combines the pixels of its columns:
  *
- *     x rows of the windows     | c c c c | c c c c | c c c c |  ...
+ *     x rows of the window      | c c c c | c c c c | c c c c |  ...
  *                               | c c c c | c c c c | c c c c |  ...
  *     line                      | r r r r | r r r r | r r r r |  ...
  *     y                              [  pixel 0  ]
  *
- * At step 1 the outputs whose windows lie inside the image are one run too.  Four vectors go side by side.  Maxima that
- * keep their places (the rules are those of pool.h) go over all taps of a pixel at once, places being numbers of pixels.
+ * Elsewhere an output takes all taps at once, as maxima do that keep their places (numbers of pixels; the rules are
+ * those of pool.h).  At step 1 the outputs whose windows lie inside the image are one run too.
  *
- * Backwards a mean's gradient is gathered, rows first: each row of the image is written once.  A maximum's is added to
- * the pixels of its window, masked by a comparison while the window has fewer of them than a vector has lanes, else one
- * by one at its index.  A task owns all that it writes. */
+ * Backwards gradients are gathered: each row of the image is written once, from the outputs whose windows hold it.  A
+ * maximum's counts where its place is this pixel; windows that are many times larger than a vector are rather scattered,
+ * one element at a time. */
 
 /* The taps of a window along one dimension that fall inside the image: [first, last) */
 #define taps_inside FC_LOCAL(taps_inside)
@@ -31,15 +31,17 @@ FC_INLINE ptrdiff_t run_of_outputs(const fc_pool_row *p, ptrdiff_t o) {
     return inside < p->out - o ? inside : p->out - o;
 }
 
-/* y[0..n) = scale * (maximum or sum of x[a * far + b * near + 0..n), a < many, b < few), 4 vectors at a time; vectors
- * are loaded whole where x is readable beyond n */
+/* y[0..n) = scale * (maximum or sum of x[a * far + b * near + 0..n), a < many, b < few, and of y if `more`), four
+ * vectors at a time */
 #define reduce_taps FC_LOCAL(reduce_taps)
-FC_INLINE void reduce_taps(const int maximum, ptrdiff_t n, const REAL *x, ptrdiff_t many, ptrdiff_t far, ptrdiff_t few,
-                           ptrdiff_t near, REAL scale, REAL *y) {
+FC_INLINE void reduce_taps(const int maximum, const int more, ptrdiff_t n, const REAL *x, ptrdiff_t many, ptrdiff_t far,
+                           ptrdiff_t few, ptrdiff_t near, REAL scale, REAL *y) {
     const vec empty = maximum ? vec_splat(-FC_INFINITY) : (vec){0};
     ptrdiff_t i = 0;
     for (; i + 4 * FC_LANES <= n; i += 4 * FC_LANES) {
-        vec best[4] = {empty, empty, empty, empty};
+        vec best[4];
+        FC_UNROLL
+        for (int v = 0; v < 4; v++) best[v] = more ? vec_load(y + i + v * FC_LANES) : empty;
         for (ptrdiff_t a = 0; a < many; a++)
             for (ptrdiff_t b = 0; b < few; b++) {
                 const REAL *src = x + a * far + b * near + i;
@@ -54,7 +56,7 @@ FC_INLINE void reduce_taps(const int maximum, ptrdiff_t n, const REAL *x, ptrdif
     }
     for (; i < n; i += FC_LANES) {
         const uint32_t bits = bits_range(0, n - i);
-        vec best = empty;
+        vec best = more ? vec_load_bits(y + i, bits) : empty;
         for (ptrdiff_t a = 0; a < many; a++)
             for (ptrdiff_t b = 0; b < few; b++) {
                 const vec value = vec_load_bits(x + a * far + b * near + i, bits);
@@ -74,22 +76,34 @@ FC_INLINE void pool_pixels(const fc_pool_row *p, const int maximum, REAL *y) {
     x += ((p->start[0] + d0 * p->dilation[0]) * p->in[1] + p->start[1] + h0 * p->dilation[1]) * row;
     const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
     const ptrdiff_t far = p->dilation[0] * p->in[1] * row, near = p->dilation[1] * row;
-    REAL *line = p->in[2] == 1 && p->out == 1 ? y : p->line;
-    reduce_taps(maximum, p->in[2] * block, x, d1 - d0, far, h1 - h0, near, 1, line);
+    const ptrdiff_t high = h1 - h0, wide = p->kernel[2], few_rows = 8;
+    if (p->in[2] == 1 && p->out == 1 && d1 - d0 == 1) { /* a column: a few rows at a time stay in cache */
+        const REAL scale = 1 / (REAL)(p->divisor ? p->divisor : dh * window_extent(p, 2, -p->before));
+        ptrdiff_t h = high < few_rows ? high : few_rows;
+        reduce_taps(maximum, 0, block, x, 1, 0, h, near, h < high ? 1 : scale, y);
+        for (ptrdiff_t next; h < high; h = next) {
+            next = high - h < few_rows ? high : h + few_rows;
+            reduce_taps(maximum, 1, block, x + h * near, 1, 0, next - h, near, next < high ? 1 : scale, y);
+        }
+        return;
+    }
+    const int direct = d1 - d0 == 1 && high * wide <= p->step * (high + 1) + wide + 1; /* loads and stores */
+    const REAL *line = direct ? x : p->line;
+    if (!direct) reduce_taps(maximum, 0, p->in[2] * block, x, d1 - d0, far, high, near, 1, p->line);
     for (ptrdiff_t o = 0, run; o < p->out; o += run) {
         const ptrdiff_t w = o * p->step - p->before;
         const ptrdiff_t divisor = p->divisor ? p->divisor : dh * window_extent(p, 2, w);
         run = run_of_outputs(p, o);
         taps_inside(p, 2, w, &w0, &w1);
-        reduce_taps(maximum, run * block, line + (w + w0 * p->dilation[2]) * block, 1, 0, w1 - w0,
+        reduce_taps(maximum, 0, run * block, line + (w + w0 * p->dilation[2]) * block, direct ? high : 1, near, w1 - w0,
                     p->dilation[2] * block, 1 / (REAL)divisor, y + o * p->channels);
     }
 }
 
 /* best and where over the taps of one window, `many` vectors of channels */
 #define max_taps FC_LOCAL(max_taps)
-FC_INLINE void max_taps(const int many, const REAL *x, ptrdiff_t pixel, const ptrdiff_t taps[3], const ptrdiff_t step[3],
-                        ptrdiff_t channels, uint32_t bits, vec *best, ivec *where) {
+FC_INLINE void max_taps(const int many, const REAL *x, ptrdiff_t pixel, const ptrdiff_t taps[3],
+                        const ptrdiff_t step[3], ptrdiff_t channels, uint32_t bits, vec *best, ivec *where) {
     FC_UNROLL
     for (int v = 0; v < many; v++) best[v] = vec_splat(-FC_INFINITY), where[v] = splat_integer((INTEGER)pixel);
     for (ptrdiff_t kd = 0; kd < taps[0]; kd++)
@@ -199,26 +213,8 @@ static ptrdiff_t FC_KERNEL(max_pool_pixels_check)(const fc_pool_row *p, const in
 static void FC_KERNEL(max_pool_pixels_scatter)(const fc_pool_row *p, const void *g_, const int64_t *index, void *gx_) {
     const REAL *g = g_;
     REAL *gx = gx_;
-    for (ptrdiff_t o = 0; o < p->out; o++, g += p->channels, index += p->channels) {
-        ptrdiff_t taps[3], step[3], c = 0;
-        const ptrdiff_t pixel = window_of_pixel(p, o, taps, step);
-        if (taps[0] * taps[1] * taps[2] <= FC_LANES)
-            for (; c + FC_LANES <= p->block; c += FC_LANES) {
-                const vec value = vec_load(g + c);
-                INTEGER lane[FC_LANES];
-                for (int l = 0; l < FC_LANES; l++) lane[l] = (INTEGER)index[c + l];
-                const ivec where = (ivec)vec_load((const REAL *)lane);
-                for (ptrdiff_t kd = 0; kd < taps[0]; kd++)
-                    for (ptrdiff_t kh = 0; kh < taps[1]; kh++)
-                        for (ptrdiff_t kw = 0; kw < taps[2]; kw++) {
-                            const ptrdiff_t at = pixel + kd * step[0] + kh * step[1] + kw * step[2];
-                            REAL *dst = gx + at * p->channels + c;
-                            const ivec here = where == splat_integer((INTEGER)at);
-                            vec_store(dst, vec_load(dst) + vec_select(here, value, (vec){0}));
-                        }
-            }
-        for (; c < p->block; c++) gx[index[c] * p->channels + c] += g[c];
-    }
+    for (ptrdiff_t o = 0; o < p->out; o++, g += p->channels, index += p->channels)
+        for (ptrdiff_t c = 0; c < p->block; c++) gx[index[c] * p->channels + c] += g[c];
 }
 
 /* The outputs along one dimension whose windows hold element i: [first, last) */
@@ -228,6 +224,64 @@ FC_INLINE void outputs_of(ptrdiff_t i, ptrdiff_t kernel, ptrdiff_t stride, ptrdi
     const ptrdiff_t lo = ceil_div(i + pad - kernel + 1, stride), hi = ceil_div(i + pad + 1, stride);
     *first = lo > 0 ? lo : 0;
     *last = hi < out ? hi : out;
+}
+
+/* gx of one pixel: the sum of g over the outputs [w0, w1) of some rows, where their places are this pixel */
+#define gather_places FC_LOCAL(gather_places)
+FC_INLINE void gather_places(const int many, ptrdiff_t rows, const REAL *const *g, const INTEGER *const *places,
+                             ptrdiff_t at, ptrdiff_t outputs, ptrdiff_t channels, ptrdiff_t pixel, uint32_t bits,
+                             REAL *gx) {
+    vec sum[4];
+    FC_UNROLL
+    for (int v = 0; v < many; v++) sum[v] = (vec){0};
+    for (ptrdiff_t r = 0; r < rows; r++)
+        for (ptrdiff_t o = 0; o < outputs; o++) {
+            const REAL *value = g[r] + at + o * channels, *place = (const REAL *)places[r] + at + o * channels;
+            FC_UNROLL
+            for (int v = 0; v < many; v++) {
+                const ivec here = (ivec)vec_load_bits(place + v * FC_LANES, bits) == splat_integer((INTEGER)pixel);
+                sum[v] += (vec)(here & (ivec)vec_load_bits(value + v * FC_LANES, bits));
+            }
+        }
+    FC_UNROLL
+    for (int v = 0; v < many; v++) vec_store_bits(gx + v * FC_LANES, sum[v], bits);
+}
+
+/* One row of the maximum's gradient, (d, h) = start.  The places of the rows of outputs that hold it are kept as INTEGER
+ * in p->line, behind what says whose they are; a window spans at most two vectors' worth of elements. */
+static void FC_KERNEL(max_pool_pixels_gather)(const fc_pool_row *p, const void *g_, const int64_t *index, void *gx_) {
+    const ptrdiff_t n = p->out * p->channels, wide = (p->kernel[2] - 1) * p->dilation[2] + 1;
+    const REAL *g = g_, *g_row[2 * FC_LANES];
+    const INTEGER *places[2 * FC_LANES];
+    const int64_t **kept = p->line;
+    ptrdiff_t rows = 0, d0, d1, h0, h1, w0, w1, span[2];
+    FC_UNROLL
+    for (int i = 0; i < 2; i++) span[i] = (p->kernel[i] - 1) * p->dilation[i] + 1;
+    const ptrdiff_t slots[2] = {ceil_div(span[0], p->stride[0]), ceil_div(span[1], p->stride[1])};
+    INTEGER *slot = (INTEGER *)(kept + 2 * FC_LANES);
+    outputs_of(p->start[0], span[0], p->stride[0], p->pad[0], p->rows[0], &d0, &d1);
+    outputs_of(p->start[1], span[1], p->stride[1], p->pad[1], p->rows[1], &h0, &h1);
+    for (ptrdiff_t d = d0; d < d1; d++)
+        for (ptrdiff_t h = h0; h < h1; h++, rows++) {
+            const ptrdiff_t at = (d * p->rows[1] + h) * n, s = d % slots[0] * slots[1] + h % slots[1];
+            if (kept[s] != index + at) {
+                kept[s] = index + at;
+                for (ptrdiff_t i = 0; i < n; i++) slot[s * n + i] = (INTEGER)index[at + i];
+            }
+            g_row[rows] = g + at;
+            places[rows] = slot + s * n;
+        }
+    for (ptrdiff_t w = 0; w < p->in[2]; w++) {
+        REAL *gx = (REAL *)gx_ + w * p->channels;
+        const ptrdiff_t pixel = (p->start[0] * p->in[1] + p->start[1]) * p->in[2] + w;
+        ptrdiff_t c = 0;
+        outputs_of(w, wide, p->step, p->before, p->out, &w0, &w1);
+        for (; c + 4 * FC_LANES <= p->channels; c += 4 * FC_LANES)
+            gather_places(4, rows, g_row, places, w0 * p->channels + c, w1 - w0, p->channels, pixel, FC_ALL, gx + c);
+        for (; c < p->channels; c += FC_LANES)
+            gather_places(1, rows, g_row, places, w0 * p->channels + c, w1 - w0, p->channels, pixel,
+                          bits_range(0, p->channels - c), gx + c);
+    }
 }
 
 /* One row of the mean's gradient, (d, h) = start: the sum of the shares of the windows that hold each pixel.  Where
@@ -240,7 +294,7 @@ static void FC_KERNEL(avg_pool_pixels_gather)(const fc_pool_row *p, const void *
     outputs_of(p->start[0], p->kernel[0], p->stride[0], p->pad[0], p->rows[0], &d0, &d1);
     outputs_of(p->start[1], p->kernel[1], p->stride[1], p->pad[1], p->rows[1], &h0, &h1);
     if (p->divisor)
-        reduce_taps(0, n, g + (d0 * p->rows[1] + h0) * row, d1 - d0, p->rows[1] * row, h1 - h0, row,
+        reduce_taps(0, 0, n, g + (d0 * p->rows[1] + h0) * row, d1 - d0, p->rows[1] * row, h1 - h0, row,
                     1 / (REAL)p->divisor, line);
     else {
         for (ptrdiff_t i = 0; i < n; i++) sum[i] = 0;
@@ -252,14 +306,14 @@ static void FC_KERNEL(avg_pool_pixels_gather)(const fc_pool_row *p, const void *
                 for (ptrdiff_t i = 0; i < n; i++) sum[i] += src[i] * scale;
             }
         for (ptrdiff_t o = 0; o < p->out; o++)
-            reduce_taps(0, block, sum + o * block, 1, 0, 1, 0, 1 / (REAL)window_extent(p, 2, o * p->step - p->before),
-                        line + o * block);
+            reduce_taps(0, 0, block, sum + o * block, 1, 0, 1, 0,
+                        1 / (REAL)window_extent(p, 2, o * p->step - p->before), line + o * block);
     }
     for (ptrdiff_t w = 0, run; w < p->in[2]; w += run) {
         outputs_of(w, p->kernel[2], p->step, p->before, p->out, &w0, &w1);
         run = 1;
         if (p->step == 1 && w1 - w0 == p->kernel[2]) /* pixels that as many windows hold */
             run = p->out - w1 < p->in[2] - w - 1 ? p->out - w1 + 1 : p->in[2] - w;
-        reduce_taps(0, run * block, line + w0 * block, 1, 0, w1 - w0, block, 1, gx + w * p->channels);
+        reduce_taps(0, 0, run * block, line + w0 * block, 1, 0, w1 - w0, block, 1, gx + w * p->channels);
     }
 }
