@@ -397,6 +397,7 @@ def _conv(
     padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
+    layout: str | None = None,
     out: NDArray | None = None,
     algorithm: str = "auto",
     _of: Rank,
@@ -432,6 +433,10 @@ def _conv(
         Applied to the result as it is stored.
     residual : array_like, the result's shape, optional
         Added before the activation.
+    layout : None or "channels_last"
+        None has the channels first; "channels_last" takes and gives ``(n, *size, c)`` or ``(*size, c)``. The weights
+        are the same in both. Convolutions of 1x1 and stride 1 read it in place, others copy it to the channels first
+        and their result back.
     out : ndarray, optional
         Receives the result.
     algorithm : "auto", "gemm", "direct" or "winograd"
@@ -475,6 +480,9 @@ def _conv(
              [51., 90.]]]], dtype=float32)
     """
     function, ndim = _of
+    if layout is not None and geometry.channels_last(function, layout):
+        options = stride, padding, dilation, groups
+        return _conv_last(x, weight, bias, options, padding_mode, activation, residual, out, algorithm, _of)
     if out is not None:
         _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
     x = _input(function, "x", x)
@@ -512,6 +520,7 @@ def _conv_backward(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    layout: str | None = None,
     output_mask: Mask = _ALL,
     out: Gradients | None = None,
     algorithm: str = "auto",
@@ -537,6 +546,8 @@ def _conv_backward(
         Filters of the forward pass.
     stride, padding, dilation, groups, padding_mode, algorithm
         Options of the forward pass.
+    layout : None or "channels_last"
+        Of `x`, `grad_output` and the gradient in `x`.
     output_mask : (bool, bool, bool)
         Which gradients to compute; the others are None.
     out : (ndarray or None, ndarray or None, ndarray or None), optional
@@ -567,6 +578,9 @@ def _conv_backward(
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
     function, ndim = _of
+    if layout is not None and geometry.channels_last(function, layout):
+        options = stride, padding, dilation, groups
+        return _conv_last_backward(grad_output, x, weight, options, padding_mode, output_mask, out, algorithm, _of)
     outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
     x = _input(function, "x", x)
     dtype = x.dtype
@@ -597,6 +611,78 @@ def _conv_backward(
             grad_weight.fill(0)
         if grad_bias is not None:
             _kernels.channel_sums(grad_output, grad_bias, call.n)
+    return tuple(map(_delivered, outs, targets))
+
+
+def _is_pointwise(ndim: int, weight: NDArray, options: tuple, padding_mode: str, algorithm: str) -> bool:
+    """Whether a convolution is the matrix product of pixels and weights."""
+    stride, padding, _, groups = options
+    plain = stride in (1, (1,) * ndim) and padding in (0, (0,) * ndim, "valid") and padding_mode == "zeros"
+    return plain and groups == 1 and algorithm in ("auto", "gemm") and weight.shape[2:] == (1,) * ndim
+
+
+def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out, algorithm, _of) -> NDArray:
+    """Convolve with the channels last."""
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
+    x = _input(function, "x", x)
+    first = strided.channels_first(x, ndim)
+    raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
+    if residual is not None or not _is_pointwise(ndim, raw, options, padding_mode, algorithm):
+        if residual is not None:
+            residual = strided.channels_first(_operand(function, "residual", residual, x.dtype), ndim)
+        fused = {"padding_mode": padding_mode, "activation": activation, "residual": residual}
+        y = strided.channels_last(_conv(first, weight, bias, *options, **fused, algorithm=algorithm, _of=_of), ndim)
+        target = _target(function, "out", out, y.shape, y.dtype)
+        np.copyto(target, y)
+        return _delivered(out, target)
+    call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
+    geometry.activation_code(function, activation)
+    if bias is not None:
+        bias = _operand(function, "bias", bias, x.dtype)
+        geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "weight.shape[:1]")
+    target = _target(function, "out", out, (*x.shape[:-1], *call.bias_shape), x.dtype)
+    linear(x, raw.reshape(raw.shape[:2]), bias, activation=activation, out=target)
+    return _delivered(out, target)
+
+
+def _conv_last_backward(grad_output, x, weight, options, padding_mode, output_mask, out, algorithm, _of) -> Gradients:
+    """Return the gradients of a convolution with the channels last."""
+    function, ndim = _of
+    outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
+    x = _input(function, "x", x)
+    first = strided.channels_first(x, ndim)
+    raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
+    grad_output = _operand(function, "grad_output", grad_output, x.dtype)
+    pointwise = _is_pointwise(ndim, raw, options, padding_mode, algorithm)
+    if not pointwise:
+        grads = _conv_backward(
+            strided.channels_first(grad_output, ndim),
+            first,
+            weight,
+            *options,
+            padding_mode=padding_mode,
+            output_mask=output_mask,
+            algorithm=algorithm,
+            _of=_of,
+        )
+        grads = (None if grads[0] is None else strided.channels_last(grads[0], ndim), *grads[1:])
+    else:
+        call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
+        shape = (*x.shape[:-1], *call.bias_shape)
+        geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    targets = _targets(function, outs, output_mask, (x.shape, raw.shape, raw.shape[:1]), x.dtype)
+    if pointwise:
+        grad_input, grad_weight, grad_bias = targets
+        matrix = raw.reshape(raw.shape[:2])
+        grad_weight = None if grad_weight is None else grad_weight.reshape(matrix.shape)
+        into = grad_input, grad_weight, grad_bias
+        linear_backward(grad_output, x, matrix, output_mask=output_mask, out=into)
+    else:
+        for target, grad in zip(targets, grads, strict=True):
+            if target is not None:
+                np.copyto(target, grad)
     return tuple(map(_delivered, outs, targets))
 
 

@@ -130,6 +130,16 @@ def _rounded(result: NDArray, like: ArrayLike, dtype: DTypeLike | None) -> NDArr
     return np.ascontiguousarray(result, np.asarray(like).dtype if dtype is None else dtype)
 
 
+def _channels_first(array: NDArray, ndim: int, layout: str | None) -> NDArray:
+    """View an array in `layout`, None or "channels_last", with the channels before its ``ndim`` dimensions."""
+    return array if layout is None else np.moveaxis(array, -1, -1 - ndim)
+
+
+def _channels_last(array: NDArray, ndim: int, layout: str | None) -> NDArray:
+    """Undo `_channels_first`."""
+    return array if layout is None else np.moveaxis(array, -1 - ndim, -1)
+
+
 # --- Convolution -----------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +157,7 @@ def conv(
     padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
+    layout: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> NDArray:
     """Convolve (cross-correlate) ``x`` with ``weight`` over its last ``ndim`` dimensions.
@@ -172,6 +183,8 @@ def conv(
     activation : None, "relu", "relu6", ("leaky_relu", slope), "silu", "hardswish", "sigmoid" or "tanh"
     residual : array of the output's shape, optional
         Added before the activation.
+    layout : None or "channels_last"
+        Where the channels of ``x``, of ``residual`` and of the result are.
     dtype : data type of the result; that of ``x`` by default
 
     Returns
@@ -179,6 +192,7 @@ def conv(
     (n, oc, *out), with ``out = (before + in + after - dilation * (kernel - 1) - 1) // stride + 1``
     """
     like, (x, weight, bias, residual) = x, _doubles(x, weight, bias, residual)
+    x = _channels_first(x, ndim, layout)
     windows = _Windows(x.shape[-ndim:], weight.shape[2:], stride, padding, dilation)
     batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
     oc, icg = weight.shape[:2]
@@ -193,8 +207,8 @@ def conv(
     if bias is not None:
         y += bias.reshape(oc, *(1,) * ndim)
     if residual is not None:
-        y += residual
-    return _rounded(_activate(y, activation), like, dtype)
+        y += _channels_first(residual, ndim, layout)
+    return _rounded(_channels_last(_activate(y, activation), ndim, layout), like, dtype)
 
 
 @np.errstate(all="ignore")
@@ -209,6 +223,7 @@ def conv_backward(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    layout: str | None = None,
     output_mask: tuple[bool, bool, bool] = (True, True, True),
     dtype: DTypeLike | None = None,
 ) -> Gradients:
@@ -223,6 +238,7 @@ def conv_backward(
     with ``i`` and ``c0`` as in :func:`conv`. ``grad_output``, (n, oc, *out), precedes any fused activation.
     """
     like, (grad_output, x, weight) = x, _doubles(grad_output, x, weight)
+    grad_output, x = (_channels_first(array, ndim, layout) for array in (grad_output, x))
     windows = _Windows(x.shape[-ndim:], weight.shape[2:], stride, padding, dilation)
     batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
     oc, icg = weight.shape[:2]
@@ -241,7 +257,7 @@ def conv_backward(
             places = windows.padded(np.arange(prod(windows.size)).reshape(windows.size), mode=padding_mode)
             grad_input = np.zeros((*batch, groups, icg, prod(windows.size)))
             np.add.at(grad_input, (..., places.ravel()), grad_padded.reshape(*batch, groups, icg, places.size))
-        grad_input = _rounded(grad_input.reshape(x.shape), like, dtype)
+        grad_input = _rounded(_channels_last(grad_input.reshape(x.shape), ndim, layout), like, dtype)
     if output_mask[1]:
         grad_weight = np.zeros_like(w)
         for tap, view in windows.taps(padded):
@@ -377,16 +393,6 @@ conv_transpose1d_backward, conv_transpose2d_backward, conv_transpose3d_backward 
 
 
 # --- Pooling ---------------------------------------------------------------------------------------------------------
-
-
-def _channels_first(array: NDArray, ndim: int, layout: str | None) -> NDArray:
-    """View an array in `layout`, None or "channels_last", with the channels before its ``ndim`` dimensions."""
-    return array if layout is None else np.moveaxis(array, -1, -1 - ndim)
-
-
-def _channels_last(array: NDArray, ndim: int, layout: str | None) -> NDArray:
-    """Undo `_channels_first`."""
-    return array if layout is None else np.moveaxis(array, -1 - ndim, -1)
 
 
 def max_pool(

@@ -20,6 +20,8 @@ __all__ = [
     "adaptive_mean",
     "adaptive_spread",
     "bordered",
+    "channels_first",
+    "channels_last",
     "fold",
     "fold_borders",
     "outside_windows",
@@ -30,6 +32,19 @@ __all__ = [
 Sizes = Sequence[int]
 Pads = Sequence[tuple[int, int]]
 Bounds = Sequence[Sequence[tuple[int, int]]]  # (start, stop) of each window, by dimension
+
+
+# --- Layouts ---------------------------------------------------------------------------------------------------------
+
+
+def channels_first(array: NDArray, ndim: int) -> NDArray:
+    """View an array whose channels come last with the channels before its last `ndim` dimensions."""
+    return array.transpose(*range(array.ndim - ndim - 1), -1, *range(-1 - ndim, -1)) if array.ndim > ndim else array
+
+
+def channels_last(array: NDArray, ndim: int) -> NDArray:
+    """View an array whose channels come before its last `ndim` dimensions with the channels last."""
+    return array.transpose(*range(array.ndim - ndim - 1), *range(-ndim, 0), -1 - ndim)
 
 
 # --- Borders ---------------------------------------------------------------------------------------------------------

@@ -371,15 +371,23 @@ FC_INLINE REAL plane_divisor(const fc_pool_row *p) {
                   window_extent(p, 2, -p->before));
 }
 
+/* As many planes as a vector has lanes are summed side by side: zipping the halves of two vectors and adding them leaves
+ * the sums of both in one, so that log2(lanes) rounds leave one vector of all, in order. */
 static void FC_KERNEL(avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_) {
     REAL *y = y_;
     const REAL *x = p->x, divisor = plane_divisor(p);
     const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2];
     enum { BLOCK = 4096 }; /* sums of sums: the error does not grow with n */
-    for (ptrdiff_t i = 0; i < planes; i++, x += n) {
-        REAL sum = 0;
-        for (ptrdiff_t j = 0; j < n; j += BLOCK) sum += sum_of(n - j < BLOCK ? n - j : BLOCK, x + j);
-        y[i] = sum / divisor;
+    for (ptrdiff_t i = 0; i < planes; i += FC_LANES) {
+        vec v[FC_LANES] = {{0}};
+        for (ptrdiff_t l = 0; l < FC_LANES && i + l < planes; l++, x += n)
+            for (ptrdiff_t j = 0; j < n; j += BLOCK) v[l] += sums_of(n - j < BLOCK ? n - j : BLOCK, x + j);
+        FC_UNROLL
+        for (int half = FC_LANES / 2; half; half /= 2) {
+            FC_UNROLL
+            for (int l = 0; l < half; l++) v[l] = vec_zip_lo(v[l], v[l + half]) + vec_zip_hi(v[l], v[l + half]);
+        }
+        vec_store_bits(y + i, v[0] / divisor, bits_range(0, planes - i));
     }
 }
 
