@@ -122,6 +122,7 @@ def test_figures(report):
     assert means["layers, against the best peer of each, forward"] == (2, 2)
     assert means["layers, against torch, backward"] == (2, 2)
     assert means["depthwise, against torch, each in its best layout, forward"] == (3, 3)
+    assert means["pooling, against torch, both on NHWC, backward"] == (3, 3)
     assert means["error, over that of direct summation, forward"] == (0.5, 0.5)
     assert "layers, against ncnn, forward" not in means
     assert "layers, against the best peer of each, backward" not in means
