@@ -43,8 +43,10 @@ cdef class PoolPlan:
     cdef ptrdiff_t out_size(self) noexcept:
         return self.planes * self.rows * self.out[2] * max(self.channels, <ptrdiff_t>1)
 
-    cdef double work(self):
-        return 1.0 * self.out_size() * self.kernel[0] * self.kernel[1] * self.kernel[2]
+    cdef double work(self, size_t es):
+        """Operations, two a tap, or bytes that are moved."""
+        cdef double bytes = 1.0 * es * (self.x_size() + self.out_size())
+        return max(bytes, 2.0 * self.out_size() * self.kernel[0] * self.kernel[1] * self.kernel[2])
 
     cdef bint whole(self):
         """Whether one window covers the plane."""
@@ -149,7 +151,7 @@ cdef int run_pool(PoolPlan plan, bint maximum, ndarray x, ndarray y, ndarray ind
     j.x, j.y = read(x, j.es, plan.x_size()), written(y, j.es, plan.out_size())
     if index is not None:
         j.index = indices(index, plan.out_size())
-    cdef int threads = threads_for(2 * plan.work())
+    cdef int threads = threads_for(plan.work(j.es))
     cdef Arena arena = lease(threads * j.line_bytes)
     with nogil:
         run_tasks(pool_task, &j, ceil_div(j.planes * j.rows, j.task_rows), threads, <char *>arena.memory, j.line_bytes)
@@ -254,7 +256,7 @@ cdef void pool_backward_task(void *job_, ptrdiff_t task, char *scratch) noexcept
 cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, ndarray g, ndarray index, ndarray gx) except -1:
     cdef PoolJob j
     cdef ptrdiff_t bad = 0, i, tasks
-    cdef int threads = threads_for(2 * plan.work())
+    cdef int threads = threads_for(plan.work(PyArray_ITEMSIZE(gx)))
     cdef Arena arena
     cdef uint32_t *table
     j.es, j.maximum = PyArray_ITEMSIZE(gx), maximum
@@ -375,7 +377,7 @@ cdef int run_pixels(PoolPlan plan, bint maximum, ndarray x, ndarray y, ndarray i
     j.x, j.y = read(x, j.es, plan.x_size()), written(y, j.es, plan.out_size())
     if index is not None:
         j.index = indices(index, plan.out_size())
-    cdef int threads = threads_for(2 * plan.work())
+    cdef int threads = threads_for(plan.work(j.es))
     cdef ptrdiff_t tasks = ceil_div(j.images * j.row.rows[0] * j.row.rows[1], j.task_rows) * j.blocks
     cdef Arena arena = lease(threads * j.scratch_bytes)
     with nogil:
@@ -455,7 +457,7 @@ cdef inline ptrdiff_t windows_over(const fc_pool_row *row, int dim, ptrdiff_t st
 cdef ptrdiff_t run_pixels_backward(PoolPlan plan, bint maximum, ndarray g, ndarray index, ndarray gx) except -1:
     cdef PixelsJob j
     cdef ptrdiff_t bad = 0, i, tasks, line, slots
-    cdef int threads = threads_for(2 * plan.work())
+    cdef int threads = threads_for(plan.work(PyArray_ITEMSIZE(gx)))
     cdef Arena arena
     j.es, j.maximum = PyArray_ITEMSIZE(gx), maximum
     j.k = fc_tables(fc_get_isa())[j.es == 8]

@@ -271,16 +271,19 @@ static void FC_KERNEL(max_pool_pixels_gather)(const fc_pool_row *p, const void *
             g_row[rows] = g + at;
             places[rows] = slot + s * n;
         }
-    for (ptrdiff_t w = 0; w < p->in[2]; w++) {
-        REAL *gx = (REAL *)gx_ + w * p->channels;
-        const ptrdiff_t pixel = (p->start[0] * p->in[1] + p->start[1]) * p->in[2] + w;
-        ptrdiff_t c = 0;
-        outputs_of(w, wide, p->step, p->before, p->out, &w0, &w1);
-        for (; c + 4 * FC_LANES <= p->channels; c += 4 * FC_LANES)
-            gather_places(4, rows, g_row, places, w0 * p->channels + c, w1 - w0, p->channels, pixel, FC_ALL, gx + c);
-        for (; c < p->channels; c += FC_LANES)
-            gather_places(1, rows, g_row, places, w0 * p->channels + c, w1 - w0, p->channels, pixel,
-                          bits_range(0, p->channels - c), gx + c);
+    const ptrdiff_t first = (p->start[0] * p->in[1] + p->start[1]) * p->in[2]; /* pixel */
+    for (ptrdiff_t c = 0, many; c < p->channels; c += many * FC_LANES) {         /* few channels stay in cache */
+        many = p->channels - c >= 4 * FC_LANES ? 4 : 1;
+        for (ptrdiff_t w = 0; w < p->in[2]; w++) {
+            REAL *gx = (REAL *)gx_ + w * p->channels + c;
+            outputs_of(w, wide, p->step, p->before, p->out, &w0, &w1);
+            const ptrdiff_t at = w0 * p->channels + c;
+            if (many == 4)
+                gather_places(4, rows, g_row, places, at, w1 - w0, p->channels, first + w, FC_ALL, gx);
+            else
+                gather_places(1, rows, g_row, places, at, w1 - w0, p->channels, first + w,
+                              bits_range(0, p->channels - c), gx);
+        }
     }
 }
 
