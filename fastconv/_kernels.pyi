@@ -53,6 +53,7 @@ class PoolPlan:
         count_include_pad: int = 1,
         divisor: int = 0,
         pad_after: Size = (0, 0, 0),
+        channels: int = 0,
     ) -> None: ...
 
 class Panels:

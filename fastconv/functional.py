@@ -431,6 +431,7 @@ def _conv(
     padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
+    layout: str | None = None,
     out: NDArray | None = None,
     algorithm: str = "auto",
     _of: Rank,
@@ -466,6 +467,10 @@ def _conv(
         Applied to the result as it is stored.
     residual : array_like, the result's shape, optional
         Added before the activation.
+    layout : None or "channels_last"
+        None has the channels first; "channels_last" takes and gives ``(n, *size, c)`` or ``(*size, c)``. The weights
+        are the same in both. Convolutions of 1x1 and stride 1 read it in place, others copy it to the channels first
+        and their result back.
     out : ndarray, optional
         Receives the result.
     algorithm : "auto", "gemm", "direct" or "winograd"
@@ -509,6 +514,9 @@ def _conv(
              [51., 90.]]]], dtype=float32)
     """
     function, ndim = _of
+    if layout is not None and geometry.channels_last(function, layout):
+        options = stride, padding, dilation, groups
+        return _conv_last(x, weight, bias, options, padding_mode, activation, residual, out, algorithm, _of)
     if out is not None:
         _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
     x = _input(function, "x", x)
@@ -546,6 +554,7 @@ def _conv_backward(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    layout: str | None = None,
     output_mask: Mask = _ALL,
     out: Gradients | None = None,
     algorithm: str = "auto",
@@ -571,6 +580,8 @@ def _conv_backward(
         Filters of the forward pass.
     stride, padding, dilation, groups, padding_mode, algorithm
         Options of the forward pass.
+    layout : None or "channels_last"
+        Of `x`, `grad_output` and the gradient in `x`.
     output_mask : (bool, bool, bool)
         Which gradients to compute; the others are None.
     out : (ndarray or None, ndarray or None, ndarray or None), optional
@@ -601,6 +612,9 @@ def _conv_backward(
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
     function, ndim = _of
+    if layout is not None and geometry.channels_last(function, layout):
+        options = stride, padding, dilation, groups
+        return _conv_last_backward(grad_output, x, weight, options, padding_mode, output_mask, out, algorithm, _of)
     outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
     x = _input(function, "x", x)
     dtype = x.dtype
@@ -631,6 +645,88 @@ def _conv_backward(
             grad_weight.fill(0)
         if grad_bias is not None:
             _kernels.channel_sums(grad_output, grad_bias, call.n)
+    return tuple(map(_delivered, outs, targets))
+
+
+def _is_pointwise(ndim: int, weight: NDArray, options: tuple, padding_mode: str, algorithm: str) -> bool:
+    """Whether a convolution is the matrix product of pixels and weights."""
+    stride, padding, _, groups = options
+    plain = stride in (1, (1,) * ndim) and padding in (0, (0,) * ndim, "valid") and padding_mode == "zeros"
+    return plain and groups == 1 and algorithm in ("auto", "gemm") and weight.shape[2:] == (1,) * ndim
+
+
+def _channels_first(array: np.ndarray, ndim: int) -> np.ndarray:
+    """View an array whose channels come last with the channels before its last `ndim` dimensions."""
+    return array.transpose(*range(array.ndim - ndim - 1), -1, *range(-1 - ndim, -1)) if array.ndim > ndim else array
+
+
+def _channels_last(array: np.ndarray, ndim: int) -> np.ndarray:
+    """View an array whose channels come before its last `ndim` dimensions with the channels last."""
+    return array.transpose(*range(array.ndim - ndim - 1), *range(-ndim, 0), -1 - ndim)
+
+
+def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out, algorithm, _of) -> NDArray:
+    """Convolve with the channels last."""
+    function, ndim = _of
+    if out is not None:
+        _check_overlap(function, "out", out, {"x": x, "weight": weight, "bias": bias, "residual": residual})
+    x = _input(function, "x", x)
+    first = _channels_first(x, ndim)
+    raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
+    if residual is not None or not _is_pointwise(ndim, raw, options, padding_mode, algorithm):
+        if residual is not None:
+            residual = _channels_first(_operand(function, "residual", residual, x.dtype), ndim)
+        fused = {"padding_mode": padding_mode, "activation": activation, "residual": residual}
+        y = _channels_last(_conv(first, weight, bias, *options, **fused, algorithm=algorithm, _of=_of), ndim)
+        target = _target(function, "out", out, y.shape, y.dtype)
+        np.copyto(target, y)
+        return _delivered(out, target)
+    call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
+    geometry.activation_code(function, activation)
+    if bias is not None:
+        bias = _operand(function, "bias", bias, x.dtype)
+        geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "weight.shape[:1]")
+    target = _target(function, "out", out, (*x.shape[:-1], *call.bias_shape), x.dtype)
+    linear(x, raw.reshape(raw.shape[:2]), bias, activation=activation, out=target)
+    return _delivered(out, target)
+
+
+def _conv_last_backward(grad_output, x, weight, options, padding_mode, output_mask, out, algorithm, _of) -> Gradients:
+    """Return the gradients of a convolution with the channels last."""
+    function, ndim = _of
+    outs = _outs(function, out, output_mask, {"grad_output": grad_output, "x": x, "weight": weight})
+    x = _input(function, "x", x)
+    first = _channels_first(x, ndim)
+    raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
+    grad_output = _operand(function, "grad_output", grad_output, x.dtype)
+    pointwise = _is_pointwise(ndim, raw, options, padding_mode, algorithm)
+    if not pointwise:
+        grads = _conv_backward(
+            _channels_first(grad_output, ndim),
+            first,
+            weight,
+            *options,
+            padding_mode=padding_mode,
+            output_mask=output_mask,
+            algorithm=algorithm,
+            _of=_of,
+        )
+        grads = (None if grads[0] is None else _channels_last(grads[0], ndim), *grads[1:])
+    else:
+        call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
+        shape = (*x.shape[:-1], *call.bias_shape)
+        geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
+    targets = _targets(function, outs, output_mask, (x.shape, raw.shape, raw.shape[:1]), x.dtype)
+    if pointwise:
+        grad_input, grad_weight, grad_bias = targets
+        matrix = raw.reshape(raw.shape[:2])
+        grad_weight = None if grad_weight is None else grad_weight.reshape(matrix.shape)
+        into = grad_input, grad_weight, grad_bias
+        linear_backward(grad_output, x, matrix, output_mask=output_mask, out=into)
+    else:
+        for target, grad in zip(targets, grads, strict=True):
+            if target is not None:
+                np.copyto(target, grad)
     return tuple(map(_delivered, outs, targets))
 
 
@@ -849,24 +945,37 @@ class _PoolCall(NamedTuple):
 
 
 @lru_cache(_CACHED_CALLS)
-def _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor) -> _PoolCall:
+def _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor, last=False) -> _PoolCall:
     unbatched = len(x_shape) == ndim + 1
-    g = geometry.pool_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, *options, ceil_mode)
+    x_shape = (1, *x_shape) if unbatched else x_shape
+    g = geometry.pool_geometry(function, ndim, x_shape, *options, ceil_mode, last)
     before, after = zip(*g.pad, strict=True)
-    windows = g.planes, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, before
-    plan = _kernels.PoolPlan(*windows, count_include_pad, divisor, after)
-    return _PoolCall(plan, g.out_shape[unbatched:])
+    windows = g.n if last else g.planes, g.in_size, g.out_size, g.kernel, g.stride, g.dilation, before
+    plan = _kernels.PoolPlan(*windows, count_include_pad, divisor, after, g.c if last else 0)
+    n, c, *out_size = g.out_shape
+    return _PoolCall(plan, ((n, *out_size, c) if last else g.out_shape)[unbatched:])
 
 
 def _find_pool_call(
-    function, ndim, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad=True, divisor=None
+    function,
+    ndim,
+    x_shape,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    ceil_mode,
+    count_include_pad=True,
+    divisor=None,
+    layout=None,
 ) -> _PoolCall:
     geometry.check_flag(function, "ceil_mode", ceil_mode)
     geometry.check_flag(function, "count_include_pad", count_include_pad)
     options = kernel_size, kernel_size if stride is None else stride, padding, dilation
     options = _plain_options(function, ("kernel_size", "stride", "padding", "dilation"), options)
     divisor = 0 if divisor is None else geometry.check_divisor(function, divisor)
-    return _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor)
+    last = layout is not None and geometry.channels_last(function, layout)
+    return _pool_call(function, ndim, x_shape, options, ceil_mode, count_include_pad, divisor, last)
 
 
 def _max_pool(
@@ -878,6 +987,7 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray | tuple[NDArray, NDArray]:
@@ -900,6 +1010,8 @@ def _max_pool(
         Keep a last window that hangs over the end, if it starts inside the image or the padding before it.
     return_indices : bool
         Return the indices too, which the backward pass takes.
+    layout : None or "channels_last"
+        None has the channels first; "channels_last" takes and gives ``(n, *size, c)`` or ``(*size, c)``.
     out : ndarray, optional
         Receives the maxima.
 
@@ -930,7 +1042,8 @@ def _max_pool(
     if out is not None:
         _check_overlap(function, "out", out, {"x": x})
     x = _input(function, "x", x)
-    call = _find_pool_call(function, ndim, x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    windows = kernel_size, stride, padding, dilation, ceil_mode
+    call = _find_pool_call(function, ndim, x.shape, *windows, layout=layout)
     geometry.check_flag(function, "return_indices", return_indices)
     target = _target(function, "out", out, call.out_shape, x.dtype)
     indices = np.empty(call.out_shape, _INT64) if return_indices else None
@@ -950,6 +1063,7 @@ def _max_pool_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray:
@@ -965,6 +1079,8 @@ def _max_pool_backward(
         Shape of the input of the forward pass.
     kernel_size, stride, padding, dilation, ceil_mode
         Options of the forward pass.
+    layout : None or "channels_last"
+        Of all arrays and of `input_shape`.
     out : ndarray, optional
         Receives the gradient.
 
@@ -993,8 +1109,9 @@ def _max_pool_backward(
     if out is not None:
         _check_overlap(function, "out", out, {"grad_output": grad_output, "indices": indices})
     grad_output = _input(function, "grad_output", grad_output)
-    input_shape = geometry.check_input_shape(function, ndim, input_shape)
-    call = _find_pool_call(function, ndim, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
+    input_shape = geometry.check_input_shape(function, ndim, input_shape, layout=layout)
+    windows = kernel_size, stride, padding, dilation, ceil_mode
+    call = _find_pool_call(function, ndim, input_shape, *windows, layout=layout)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     indices = _array(function, "indices", indices)
     geometry.check_indices_dtype(function, indices.dtype)
@@ -1016,6 +1133,7 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray:
@@ -1035,6 +1153,8 @@ def _avg_pool(
         Whether padding counts as elements of a window.
     divisor_override : int, optional
         What to divide by instead.
+    layout : None or "channels_last"
+        As in a max pool.
     out : ndarray, optional
         Receives the means.
 
@@ -1059,7 +1179,7 @@ def _avg_pool(
     if out is not None:
         _check_overlap(function, "out", out, {"x": x})
     x = _input(function, "x", x)
-    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
+    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override, layout
     call = _find_pool_call(function, ndim, x.shape, *windows)
     target = _target(function, "out", out, call.out_shape, x.dtype)
     if target.size:
@@ -1077,6 +1197,7 @@ def _avg_pool_backward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     *,
+    layout: str | None = None,
     out: NDArray | None = None,
     _of: Rank,
 ) -> NDArray:
@@ -1090,6 +1211,8 @@ def _avg_pool_backward(
         Shape of the input of the forward pass.
     kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         Options of the forward pass.
+    layout : None or "channels_last"
+        Of all arrays and of `input_shape`.
     out : ndarray, optional
         Receives the gradient.
 
@@ -1114,8 +1237,8 @@ def _avg_pool_backward(
     if out is not None:
         _check_overlap(function, "out", out, {"grad_output": grad_output})
     grad_output = _input(function, "grad_output", grad_output)
-    input_shape = geometry.check_input_shape(function, ndim, input_shape)
-    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
+    input_shape = geometry.check_input_shape(function, ndim, input_shape, layout=layout)
+    windows = kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override, layout
     call = _find_pool_call(function, ndim, input_shape, *windows)
     geometry.check_shape(function, "grad_output", grad_output.shape, call.out_shape, "the output's shape")
     target = _target(function, "out", out, input_shape, grad_output.dtype)

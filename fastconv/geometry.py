@@ -291,6 +291,7 @@ def pool_geometry(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    last: bool = False,
 ) -> PoolGeometry:
     """Check a pool and work out its sizes.
 
@@ -301,7 +302,7 @@ def pool_geometry(
     ndim : int
         Number of spatial dimensions: 1, 2 or 3.
     x_shape : tuple of int
-        ``(n, c, *in_size)``.
+        ``(n, c, *in_size)``, or ``(n, *in_size, c)`` with the channels `last`.
     kernel_size, dilation : int or tuple of `ndim` ints
         At least 1.
     stride : int, tuple of `ndim` ints or None
@@ -310,6 +311,8 @@ def pool_geometry(
         Each side smaller than the extent of the window.
     ceil_mode : bool
         Keep a last window that is not full, if it starts inside the input or the padding before it.
+    last : bool
+        Whether `x_shape` has its channels last.
 
     Returns
     -------
@@ -323,9 +326,9 @@ def pool_geometry(
         A shape or a value breaks a rule, or a window would hold padding alone.
     """
     if len(x_shape) != ndim + 2:
-        axes = _AXES[ndim]
-        _value_error(function, f"x must have shape (n, c, {axes}), or (c, {axes}) unbatched", x_shape)
-    n, c, *size = x_shape
+        axes = f"{_AXES[ndim]}, c" if last else f"c, {_AXES[ndim]}"
+        _value_error(function, f"x must have shape (n, {axes}), or ({axes}) unbatched", x_shape)
+    n, c, *size = (x_shape[0], x_shape[-1], *x_shape[1:-1]) if last else x_shape
     shape = "input_shape" if function.endswith("_backward") else "x.shape"
     if min(size) < 1:
         _value_error(function, f"{shape} must have no spatial dimension of size 0", x_shape)
@@ -337,7 +340,8 @@ def pool_geometry(
     dilation = _per_dimension(function, "dilation", dilation, ndim)
     pad = _pads(function, padding, size, kernel, stride, dilation)
     out = []
-    for axis, (i, k, s, d, (before, after)) in enumerate(zip(size, kernel, stride, dilation, pad, strict=True), -ndim):
+    steps = zip(size, kernel, stride, dilation, pad, strict=True)
+    for axis, (i, k, s, d, (before, after)) in enumerate(steps, -ndim - last):
         padded, extent = before + i + after, (k - 1) * d + 1
         if max(before, after) >= extent:
             _value_error(
@@ -462,6 +466,15 @@ def unpooled_size(
     return tuple(sizes)
 
 
+def channels_last(function: str, layout: Any) -> bool:
+    """Check the name of a layout and return whether it has the channels last."""
+    if layout is not None and not isinstance(layout, str):
+        raise TypeError(f"{function}: layout must be None or a string, got {layout!r}")
+    if layout not in (None, "channels_last"):
+        _value_error(function, "layout must be None or 'channels_last'", repr(layout))
+    return layout is not None
+
+
 def check_norm(function: str, norm_type: Any) -> float:
     """Return the exponent of a norm, finite and above 0."""
     if not isinstance(norm_type, Real) or type(norm_type) is bool:
@@ -577,13 +590,16 @@ def check_shape(function: str, name: str, shape: tuple[int, ...], expected: tupl
         _value_error(function, f"{name}.shape must equal {of} = {expected}", shape)
 
 
-def check_input_shape(function: str, ndim: int, shape: Any, channels: str = "c") -> tuple[int, ...]:
+def check_input_shape(
+    function: str, ndim: int, shape: Any, channels: str = "c", layout: str | None = None
+) -> tuple[int, ...]:
     """Return the shape of an input, batched or not, as a tuple of `ndim` + 1 or `ndim` + 2 ints."""
     sizes = plain(function, "input_shape", shape)
     if type(sizes) is not tuple or any(type(size) is not int for size in sizes):
         raise TypeError(f"{function}: input_shape must be a tuple of integers, got {shape!r}")
     if len(sizes) not in (ndim + 1, ndim + 2) or min(sizes) < 0:
-        axes = f"{channels}, {_AXES[ndim]}"
+        last = channels_last(function, layout)
+        axes = f"{_AXES[ndim]}, {channels}" if last else f"{channels}, {_AXES[ndim]}"
         rule = f"input_shape must be (n, {axes}), or ({axes}) unbatched, of sizes >= 0"
         _value_error(function, rule, shape)
     return sizes

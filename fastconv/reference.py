@@ -130,6 +130,16 @@ def _rounded(result: NDArray, like: ArrayLike, dtype: DTypeLike | None) -> NDArr
     return np.asarray(result, np.asarray(like).dtype if dtype is None else dtype, order="C")
 
 
+def _channels_first(array: NDArray, ndim: int, layout: str | None) -> NDArray:
+    """View an array in `layout`, None or "channels_last", with the channels before its ``ndim`` dimensions."""
+    return array if layout is None else np.moveaxis(array, -1, -1 - ndim)
+
+
+def _channels_last(array: NDArray, ndim: int, layout: str | None) -> NDArray:
+    """Undo `_channels_first`."""
+    return array if layout is None else np.moveaxis(array, -1 - ndim, -1)
+
+
 # --- Convolution -----------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +157,7 @@ def conv(
     padding_mode: str = "zeros",
     activation: Activation = None,
     residual: ArrayLike | None = None,
+    layout: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> NDArray:
     """Convolve (cross-correlate) ``x`` with ``weight`` over its last ``ndim`` dimensions.
@@ -172,6 +183,8 @@ def conv(
     activation : None, "relu", "relu6", ("leaky_relu", slope), "silu", "hardswish", "sigmoid" or "tanh"
     residual : array of the output's shape, optional
         Added before the activation.
+    layout : None or "channels_last"
+        Where the channels of ``x``, of ``residual`` and of the result are.
     dtype : data type of the result; that of ``x`` by default
 
     Returns
@@ -179,6 +192,7 @@ def conv(
     (n, oc, *out), with ``out = (before + in + after - dilation * (kernel - 1) - 1) // stride + 1``
     """
     like, (x, weight, bias, residual) = x, _doubles(x, weight, bias, residual)
+    x = _channels_first(x, ndim, layout)
     windows = _Windows(x.shape[-ndim:], weight.shape[2:], stride, padding, dilation)
     batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
     oc, icg = weight.shape[:2]
@@ -193,8 +207,8 @@ def conv(
     if bias is not None:
         y += bias.reshape(oc, *(1,) * ndim)
     if residual is not None:
-        y += residual
-    return _rounded(_activate(y, activation), like, dtype)
+        y += _channels_first(residual, ndim, layout)
+    return _rounded(_channels_last(_activate(y, activation), ndim, layout), like, dtype)
 
 
 @np.errstate(all="ignore")
@@ -209,6 +223,7 @@ def conv_backward(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    layout: str | None = None,
     output_mask: tuple[bool, bool, bool] = (True, True, True),
     dtype: DTypeLike | None = None,
 ) -> Gradients:
@@ -223,6 +238,7 @@ def conv_backward(
     with ``i`` and ``c0`` as in :func:`conv`. ``grad_output``, (n, oc, *out), precedes any fused activation.
     """
     like, (grad_output, x, weight) = x, _doubles(grad_output, x, weight)
+    grad_output, x = (_channels_first(array, ndim, layout) for array in (grad_output, x))
     windows = _Windows(x.shape[-ndim:], weight.shape[2:], stride, padding, dilation)
     batch, pixels = x.shape[: -ndim - 1], prod(windows.out)
     oc, icg = weight.shape[:2]
@@ -241,7 +257,7 @@ def conv_backward(
             places = windows.padded(np.arange(prod(windows.size)).reshape(windows.size), mode=padding_mode)
             grad_input = np.zeros((*batch, groups, icg, prod(windows.size)))
             np.add.at(grad_input, (..., places.ravel()), grad_padded.reshape(*batch, groups, icg, places.size))
-        grad_input = _rounded(grad_input.reshape(x.shape), like, dtype)
+        grad_input = _rounded(_channels_last(grad_input.reshape(x.shape), ndim, layout), like, dtype)
     if output_mask[1]:
         grad_weight = np.zeros_like(w)
         for tap, view in windows.taps(padded):
@@ -388,6 +404,8 @@ def max_pool(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    layout: str | None = None,
 ) -> NDArray | tuple[NDArray, NDArray]:
     """Take the maximum of each window, and on request its index: int64, flat within the plane of ``ndim`` dimensions.
 
@@ -398,7 +416,7 @@ def max_pool(
     ``stride`` is the kernel size by default. ``ceil_mode`` keeps a last window that hangs over the end, if it begins
     inside the image or the padding before it.
     """
-    x = np.asarray(x)
+    x = _channels_first(np.asarray(x), ndim, layout)
     windows = _Windows(x.shape[-ndim:], kernel_size, stride, padding, dilation, ceil_mode)
     best = np.full((*x.shape[:-ndim], *windows.out), -np.inf, x.dtype)
     index = np.full(best.shape, -1, np.int64)
@@ -407,6 +425,7 @@ def max_pool(
     for (_, value), (_, place) in zip(values, places, strict=True):
         chosen = (place >= 0) & ((index < 0) | (value > best) | np.isnan(value))
         best, index = np.where(chosen, value, best), np.where(chosen, place, index)
+    best, index = (_channels_last(result, ndim, layout) for result in (best, index))
     return (best, index) if return_indices else best
 
 
@@ -422,6 +441,7 @@ def max_pool_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     *,
+    layout: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> NDArray:
     """Return the gradient of :func:`max_pool` in ``x``: ``grad_input[n, c, indices[n, c, p]] += grad_output[n, c, p]``.
@@ -432,6 +452,8 @@ def max_pool_backward(
         If an index lies outside its window.
     """
     like, (grad_output,), indices = grad_output, _doubles(grad_output), np.asarray(indices)
+    grad_output, indices = (_channels_first(array, ndim, layout) for array in (grad_output, indices))
+    input_shape = _channels_first(np.empty(input_shape), ndim, layout).shape
     windows = _Windows(input_shape[-ndim:], kernel_size, stride, padding, dilation, ceil_mode)
     grad_padded = windows.padded(np.zeros(input_shape))
     places = windows.taps(windows.padded(np.arange(prod(windows.size)).reshape(windows.size), -1))
@@ -442,7 +464,7 @@ def max_pool_backward(
         found |= hit
     if not found.all():
         raise ValueError("max_pool_backward: every index must lie in its window")
-    return _rounded(windows.cropped(grad_padded), like, dtype)
+    return _rounded(_channels_last(windows.cropped(grad_padded), ndim, layout), like, dtype)
 
 
 def _divisor(windows: _Windows, count_include_pad: bool, divisor_override: int | None) -> NDArray | int:
@@ -470,6 +492,7 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     *,
+    layout: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> NDArray:
     """Take the mean of each window.
@@ -478,10 +501,11 @@ def avg_pool(
     or the number of elements that the window shares with the padded image (``count_include_pad``) or with the image
     alone. What ``ceil_mode`` adds beyond the padding is never counted.
     """
-    like, (x,) = x, _doubles(x)
+    like, x = x, _channels_first(*_doubles(x), ndim, layout)
     windows = _Windows(x.shape[-ndim:], kernel_size, stride, padding, 1, ceil_mode)
     total = sum(view for _, view in windows.taps(windows.padded(x)))
-    return _rounded(total / _divisor(windows, count_include_pad, divisor_override), like, dtype)
+    y = total / _divisor(windows, count_include_pad, divisor_override)
+    return _rounded(_channels_last(y, ndim, layout), like, dtype)
 
 
 @np.errstate(all="ignore")
@@ -496,16 +520,18 @@ def avg_pool_backward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     *,
+    layout: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> NDArray:
     """Return the gradient of :func:`avg_pool` in ``x``: each window spreads ``grad_output / divisor`` evenly."""
-    like, (grad_output,) = grad_output, _doubles(grad_output)
+    like, grad_output = grad_output, _channels_first(*_doubles(grad_output), ndim, layout)
+    input_shape = _channels_first(np.empty(input_shape), ndim, layout).shape
     windows = _Windows(input_shape[-ndim:], kernel_size, stride, padding, 1, ceil_mode)
     share = grad_output / _divisor(windows, count_include_pad, divisor_override)
     grad_padded = windows.padded(np.zeros(input_shape))
     for _, view in windows.taps(grad_padded):
         view += share
-    return _rounded(windows.cropped(grad_padded), like, dtype)
+    return _rounded(_channels_last(windows.cropped(grad_padded), ndim, layout), like, dtype)
 
 
 max_pool1d, max_pool2d, max_pool3d = (partial(max_pool, ndim) for ndim in (1, 2, 3))

@@ -66,7 +66,10 @@ cdef extern from "micro.h" nogil:
         int count_include_pad
         ptrdiff_t divisor
         void *line
-        ptrdiff_t skip, line_end, line_size
+        ptrdiff_t skip, line_end, line_size, channels, block
+        ptrdiff_t *rows
+        ptrdiff_t *stride
+        ptrdiff_t *pad
 
     ctypedef struct fc_image:
         ptrdiff_t plane
@@ -149,6 +152,12 @@ cdef extern from "micro.h" nogil:
         void (*uneven_spread)(const fc_rows *, const void *, void *) noexcept nogil
         void (*uneven_max)(const fc_rows *, const void *, void *, int64_t *) noexcept nogil
         ptrdiff_t (*uneven_check)(const fc_rows *, const int64_t *) noexcept nogil
+        void (*max_pool_pixels)(const fc_pool_row *, void *, int64_t *) noexcept nogil
+        void (*avg_pool_pixels)(const fc_pool_row *, void *) noexcept nogil
+        ptrdiff_t (*max_pool_pixels_check)(const fc_pool_row *, const int64_t *) noexcept nogil
+        void (*max_pool_pixels_scatter)(const fc_pool_row *, const void *, const int64_t *, void *) noexcept nogil
+        void (*max_pool_pixels_gather)(const fc_pool_row *, const void *, const int64_t *, void *) noexcept nogil
+        void (*avg_pool_pixels_gather)(const fc_pool_row *, const void *, void *) noexcept nogil
         void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
                        void *,
                        ptrdiff_t, ptrdiff_t, const void *) noexcept nogil

@@ -165,6 +165,7 @@ def test_figures(report):
     assert means["layers, against the best peer of each, forward"] == (2, 2)
     assert means["layers, against torch, backward"] == (2, 2)
     assert means["depthwise, against torch, each in its best layout, forward"] == (3, 3)
+    assert means["pooling, against torch, both on NHWC, backward"] == (3, 3)
     assert means["error, over that of direct summation, forward"] == (0.5, 0.5)
     assert means["networks, batch 8, against the best peer of each, inference"] == (2, 2)
     assert means["networks, against torch, the better layout, training"] == (2, 2)

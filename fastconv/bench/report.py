@@ -15,7 +15,8 @@ from .peers import FastConv
 from .suite import BEST_LAYOUT, Record, Report
 
 RIVALS = ("torch", "onnxruntime", "openvino", "ncnn", "MNN")
-COLUMNS = ("NumPy", "torch", "torch channels_last", *RIVALS[1:])
+NHWC = {f"{FastConv.name} channels_last": "own NHWC", "torch channels_last": "torch NHWC"}
+COLUMNS = ("NumPy", "torch", *NHWC, *RIVALS[1:])
 Value = Callable[[Record], float | None]
 FAMILIES = {
     "Convolution": ("layers", "depthwise"),
@@ -30,7 +31,7 @@ DIRECTIONS = ("forward", "backward", "inference", "training")
 def print_report(report: Report, console: Console, markdown: bool = False) -> None:
     """Print head, tables and figures."""
     console.print(_head(report))
-    console.print("Columns of libraries: how many times as fast fastconv is, on the same NCHW arrays.", style="italic")
+    console.print("Columns of libraries: how many times as fast fastconv is, on NCHW arrays.", style="italic")
     for title, suites in FAMILIES.items():
         for direction in DIRECTIONS:
             records = [r for r in report.records if r.case.suite in suites and r.case.direction == direction]
@@ -132,7 +133,7 @@ def _table(title: str, records: list[Record], markdown: bool, shapes: bool = Tru
     if shapes:
         table.add_column("shape", no_wrap=True, style="dim")
     headings = ["time", *(["GFLOP/s", "of peak"] if compute else ["GB/s"]), "error"]
-    headings += ["torch NHWC" if name == "torch channels_last" else name for name in present]
+    headings += [NHWC.get(name, name) for name in present]
     headings += ["best peer"] if len(rivals) > 1 else []
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -249,6 +250,7 @@ def figures(report: Report) -> list[Figure]:
         add(f"depthwise, against {name}", against(name), depthwise)
     add("grouped and depthwise, against NumPy", against("NumPy"), lambda r: r.case.groups > 1)
     add("ReLU, against torch", against("torch"), lambda r: r.case.op == "relu")
+    add("pooling, against torch, both on NHWC", lambda r: _ratio(*map(r.relative, reversed(NHWC))), pooling)
     add("pooling, against torch, each in its best layout", best_layouts, pooling)
     add("depthwise, against torch, each in its best layout", best_layouts, depthwise)
     torch = ("torch", "torch channels_last")

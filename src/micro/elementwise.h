@@ -35,9 +35,9 @@ static void FC_KERNEL(add)(ptrdiff_t n, const void *x_, void *y_) {
     for (ptrdiff_t i = 0; i < n; i++) y[i] += x[i];
 }
 
-/* Four vectors of partial sums: the error grows with n / (4 lanes), the drivers add blocks of bounded n. */
-#define sum_of FC_LOCAL(sum_of)
-FC_INLINE REAL sum_of(ptrdiff_t n, const REAL *x) {
+/* A vector of partial sums, of four: the error grows with n / (4 lanes), the drivers add blocks of bounded n. */
+#define sums_of FC_LOCAL(sums_of)
+FC_INLINE vec sums_of(ptrdiff_t n, const REAL *x) {
     vec s[4] = {{0}, {0}, {0}, {0}};
     ptrdiff_t i = 0;
     for (; i + 4 * FC_LANES <= n; i += 4 * FC_LANES) {
@@ -46,8 +46,13 @@ FC_INLINE REAL sum_of(ptrdiff_t n, const REAL *x) {
     }
     for (; i + FC_LANES <= n; i += FC_LANES) s[0] += vec_load(x + i);
     s[1] += vec_load_bits(x + i, bits_range(0, n - i));
+    return (s[0] + s[1]) + (s[2] + s[3]);
+}
+
+#define sum_of FC_LOCAL(sum_of)
+FC_INLINE REAL sum_of(ptrdiff_t n, const REAL *x) {
     REAL lane[FC_LANES];
-    vec_store(lane, (s[0] + s[1]) + (s[2] + s[3]));
+    vec_store(lane, sums_of(n, x));
     FC_UNROLL
     for (int half = FC_LANES / 2; half; half /= 2) {
         FC_UNROLL

@@ -18,6 +18,8 @@
 
 #include "rows.h"
 
+#include "pool_last.h"
+
 #include "direct.h"
 
 #include "depthwise.h"
@@ -64,6 +66,12 @@ static const fc_kernels FC_LOCAL(table) = {
     .uneven_spread = FC_KERNEL(uneven_spread),
     .uneven_max = FC_KERNEL(uneven_max),
     .uneven_check = FC_KERNEL(uneven_check),
+    .max_pool_pixels = FC_KERNEL(max_pool_pixels),
+    .avg_pool_pixels = FC_KERNEL(avg_pool_pixels),
+    .max_pool_pixels_check = FC_KERNEL(max_pool_pixels_check),
+    .max_pool_pixels_scatter = FC_KERNEL(max_pool_pixels_scatter),
+    .max_pool_pixels_gather = FC_KERNEL(max_pool_pixels_gather),
+    .avg_pool_pixels_gather = FC_KERNEL(avg_pool_pixels_gather),
     .direct = FC_KERNEL(direct),
     .copy_phases = FC_KERNEL(copy_phases),
     .direct_dot = FC_KERNEL(direct_dot),

@@ -78,6 +78,8 @@ typedef struct {
     void *line; /* scratch: a row with its padding; `line_size` behind, its maxima's rows or a mean's shares */
     ptrdiff_t skip; /* columns of padding that no tap needs, left out of the line */
     ptrdiff_t line_end, line_size; /* columns that taps read; elements with what vectors read beyond */
+    ptrdiff_t channels, block;     /* channels last: of a pixel; how many of them are wanted, all unless w is 1 */
+    ptrdiff_t rows[2], stride[2], pad[2]; /* extents of the output, strides and paddings along d and h */
 } fc_pool_row;
 
 /* Up to `lanes` channels of an image, seen from (row, col) on in steps: what Winograd's tiles are cut from. */
@@ -197,6 +199,13 @@ typedef struct {
     void (*uneven_spread)(const fc_rows *r, const void *g, void *gx);
     void (*uneven_max)(const fc_rows *r, const void *x, void *y, int64_t *index);
     ptrdiff_t (*uneven_check)(const fc_rows *r, const int64_t *index);
+    /* One row of pixels whose channels come last; see pool_last.h */
+    void (*max_pool_pixels)(const fc_pool_row *p, void *y, int64_t *index);
+    void (*avg_pool_pixels)(const fc_pool_row *p, void *y);
+    ptrdiff_t (*max_pool_pixels_check)(const fc_pool_row *p, const int64_t *index);
+    void (*max_pool_pixels_scatter)(const fc_pool_row *p, const void *g, const int64_t *index, void *gx);
+    void (*max_pool_pixels_gather)(const fc_pool_row *p, const void *g, const int64_t *index, void *gx);
+    void (*avg_pool_pixels_gather)(const fc_pool_row *p, const void *g, void *gx);
 
     /* Direct convolution of few channels; see direct.h */
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,

@@ -186,14 +186,13 @@ typedef uint32_t words __attribute__((vector_size(FC_VEC_BYTES)));
 typedef uint32_t FC_LOCAL(words_unaligned) __attribute__((vector_size(FC_VEC_BYTES), aligned(4)));
 typedef uint64_t indices __attribute__((vector_size(2 * FC_VEC_BYTES), aligned(8), may_alias));
 
-/* All ones where the index of output o + lane lies outside its window */
+/* All ones where an index lies outside its window, whose `extent` of elements a row begins at `first` */
 #define outside FC_LOCAL(outside)
 FC_INLINE words outside(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height,
-                        const uint32_t dilation, ptrdiff_t o, const int64_t *index) {
+                        const uint32_t dilation, words first, words extent, const int64_t *index) {
     const indices v = *(const indices *)index;
     const words low = __builtin_convertvector(v, words), high = __builtin_convertvector(v >> 32, words);
-    const words at = low - (p->base + *(const FC_LOCAL(words_unaligned) *)(p->first + o));
-    const words extent = *(const FC_LOCAL(words_unaligned) *)(p->extent + o);
+    const words at = low - first;
     words good = {0};
     for (ptrdiff_t kd = 0; kd < depth; kd++)
         for (ptrdiff_t kh = 0; kh < height; kh++) {
@@ -206,18 +205,26 @@ FC_INLINE words outside(const fc_pool_windows *p, const ptrdiff_t depth, const p
     return ~good | (words)(low >= p->plane) | (words)(high != 0);
 }
 
+/* The same for outputs from o on */
+#define outside_table FC_LOCAL(outside_table)
+FC_INLINE words outside_table(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height,
+                              const uint32_t dilation, ptrdiff_t o, const int64_t *index) {
+    const words first = p->base + *(const FC_LOCAL(words_unaligned) *)(p->first + o);
+    return outside(p, depth, height, dilation, first, *(const FC_LOCAL(words_unaligned) *)(p->extent + o), index);
+}
+
 /* Inlined with constant numbers of rows and dilation; tables are readable a vector beyond n. */
 #define count_outside FC_LOCAL(count_outside)
 FC_INLINE ptrdiff_t count_outside(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height,
                                   const uint32_t dilation, ptrdiff_t n, const int64_t *index) {
     words count = {0};
     ptrdiff_t bad = 0, i = 0;
-    for (; i + FC_WORDS <= n; i += FC_WORDS) count -= outside(p, depth, height, dilation, i, index + i);
+    for (; i + FC_WORDS <= n; i += FC_WORDS) count -= outside_table(p, depth, height, dilation, i, index + i);
     for (int l = 0; l < FC_WORDS; l++) bad += count[l];
     if (i < n) {
         int64_t rest[FC_WORDS] = {0};
         for (ptrdiff_t l = 0; l < n - i; l++) rest[l] = index[i + l];
-        count = outside(p, depth, height, dilation, i, rest);
+        count = outside_table(p, depth, height, dilation, i, rest);
         for (ptrdiff_t l = 0; l < n - i; l++) bad += count[l] != 0;
     }
     return bad;
@@ -364,15 +371,23 @@ FC_INLINE REAL plane_divisor(const fc_pool_row *p) {
                   window_extent(p, 2, -p->before));
 }
 
+/* As many planes as a vector has lanes are summed side by side: zipping the halves of two vectors and adding them leaves
+ * the sums of both in one, so that log2(lanes) rounds leave one vector of all, in order. */
 static void FC_KERNEL(avg_pool_planes)(const fc_pool_row *p, ptrdiff_t planes, void *y_) {
     REAL *y = y_;
     const REAL *x = p->x, divisor = plane_divisor(p);
     const ptrdiff_t n = p->in[0] * p->in[1] * p->in[2];
     enum { BLOCK = 4096 }; /* sums of sums: the error does not grow with n */
-    for (ptrdiff_t i = 0; i < planes; i++, x += n) {
-        REAL sum = 0;
-        for (ptrdiff_t j = 0; j < n; j += BLOCK) sum += sum_of(n - j < BLOCK ? n - j : BLOCK, x + j);
-        y[i] = sum / divisor;
+    for (ptrdiff_t i = 0; i < planes; i += FC_LANES) {
+        vec v[FC_LANES] = {{0}};
+        for (ptrdiff_t l = 0; l < FC_LANES && i + l < planes; l++, x += n)
+            for (ptrdiff_t j = 0; j < n; j += BLOCK) v[l] += sums_of(n - j < BLOCK ? n - j : BLOCK, x + j);
+        FC_UNROLL
+        for (int half = FC_LANES / 2; half; half /= 2) {
+            FC_UNROLL
+            for (int l = 0; l < half; l++) v[l] = vec_zip_lo(v[l], v[l + half]) + vec_zip_hi(v[l], v[l + half]);
+        }
+        vec_store_bits(y + i, v[0] / divisor, bits_range(0, planes - i));
     }
 }
 
