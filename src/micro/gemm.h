@@ -41,6 +41,10 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                 __builtin_prefetch(next_a + 8 * k, 0, 3); /* rows * len elements and a little more */
                 __builtin_prefetch(next_b, 0, 2);
                 next_b += next_step;
+            } else {
+                FC_UNROLL
+                for (int v = 0; v < vectors * FC_VEC_BYTES; v += 64) /* B streams from the second-level cache */
+                    __builtin_prefetch((const char *)(b + 8 * FC_NR) + v, 0, 3);
             }
             FC_UNROLL
             for (int i = 0; i < rows; i++) {
