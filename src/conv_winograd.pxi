@@ -167,8 +167,8 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                                    min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
             multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), j.chunk, tiles, cols, c > 0, products)
     else:
-        multiply_tiles(j, v, j.u + panel * nr * j.channels * es, j.channels, j.chunk if j.used_once else j.channels, tiles,
-                       cols, False, products)
+        multiply_tiles(j, v, j.u + panel * nr * j.channels * es, j.channels,
+                       j.chunk if j.used_once else j.channels, tiles, cols, False, products)
     image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
     for patch in range(patch0, patch1):
         patch_position(j, j.patch0 + patch, &image, &n, &d)
