@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fastconv
 from fastconv.bench.timing import Budget, alternate, time_block
 from fastconv.integrations import cs231n
 
 SOURCE = Path(__file__).with_name("cs231n_im2col.pyx")
-LEAST = {"forward": 6, "backward": 1}  # times as fast as the course's convolution
+LEAST = {"forward": 4, "backward": 1.5}  # times as fast as the course's convolution, on a machine with other work
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def equal(actual, expected):
         np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-9)
 
 
-def compare(name, modules, arguments, dout, least):
+def compare(name, modules, arguments, dout, least, results_alone):
     """Check both passes of both modules, and that ours is `least` times as fast in each direction."""
     directions = "forward", "backward"
     ours, theirs = ([getattr(module, f"{name}_{d}{suffix}") for d in directions] for module, suffix in modules.items())
@@ -59,21 +58,27 @@ def compare(name, modules, arguments, dout, least):
         (partial(theirs[1], dout, their_cache), partial(ours[1], dout, cache)),
     )
     for direction, pair in zip(directions, calls, strict=True):
-        with fastconv.threads(1):  # a machine that does other things as well delays one of two threads, and so both
-            speed = max(ratio(*pair) for _ in range(2))
-        print(f"{name} {direction}: {speed:.1f} times as fast as the course's")
-        assert speed >= least[direction]
+        if not results_alone:
+            speed = ratio(*pair)
+            print(f"{name} {direction}: {speed:.1f} times as fast as the course's")
+            assert speed >= least[direction]
 
 
-def test_convolution(course):
+@pytest.fixture
+def results_alone(request):
+    """Whether `--benchmark-disable` asks for no speed."""
+    return request.config.getoption("benchmark_disable")
+
+
+def test_convolution(course, results_alone):
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape) for shape in ((100, 3, 31, 31), (25, 3, 3, 3), (25,)))
     dout = rng.standard_normal((100, 25, 16, 16))
-    compare("conv", {cs231n: "_fast", course: ""}, (x, w, b, {"stride": 2, "pad": 1}), dout, LEAST)
+    compare("conv", {cs231n: "_fast", course: ""}, (x, w, b, {"stride": 2, "pad": 1}), dout, LEAST, results_alone)
 
 
-def test_max_pooling(course):
+def test_max_pooling(course, results_alone):
     rng = np.random.default_rng(0)
     x, dout = rng.standard_normal((100, 3, 32, 32)), rng.standard_normal((100, 3, 16, 16))
     windows = {"pool_height": 2, "pool_width": 2, "stride": 2}
-    compare("max_pool", {cs231n: "_fast", course: ""}, (x, windows), dout, {"forward": 6, "backward": 1})
+    compare("max_pool", {cs231n: "_fast", course: ""}, (x, windows), dout, {"forward": 6, "backward": 1}, results_alone)
