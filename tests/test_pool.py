@@ -375,6 +375,22 @@ def test_out_receives_the_same_bits(kind, case, isa, dtype):
     np.testing.assert_array_equal(out, backward(*arguments, **case.options))
 
 
+def assert_threads_agree(kind, x, window, **layout):
+    """Assert that one, two and three threads pool, and pool backward, to the same bits."""
+    forward, backward = getattr(fastconv, f"{kind}_pool2d"), getattr(fastconv, f"{kind}_pool2d_backward")
+    results = []
+    for threads in (1, 2, 3):
+        with fastconv.threads(threads):
+            if kind == "max":
+                y, *indices = forward(x, *window, return_indices=True, **layout)
+            else:
+                y, *indices = (forward(x, *window, **layout),)
+            results.append((y, *indices, backward(y, *indices, x.shape, *window, **layout)))
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize(
     ("shape", "window"),
@@ -388,15 +404,7 @@ def test_out_receives_the_same_bits(kind, case, isa, dtype):
 )
 def test_every_number_of_threads_gives_the_same_bits(kind, shape, window, isa, dtype, rng):
     """Of work enough for several threads."""
-    forward, backward = getattr(fastconv, f"{kind}_pool2d"), getattr(fastconv, f"{kind}_pool2d_backward")
-    x, results = rng.standard_normal(shape).astype(dtype), []
-    for threads in (1, 2, 3):
-        with fastconv.threads(threads):
-            y, *indices = forward(x, *window, return_indices=True) if kind == "max" else (forward(x, *window),)
-            results.append((y, *indices, backward(y, *indices, shape, *window)))
-    for result in results[1:]:
-        for actual, expected in zip(result, results[0], strict=True):
-            np.testing.assert_array_equal(actual, expected)
+    assert_threads_agree(kind, rng.standard_normal(shape).astype(dtype), window)
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_pool import CASES, DILATED, DIVISORS, Case, generator, torch_pools_so, with_ties
+from test_pool import CASES, DILATED, DIVISORS, Case, assert_threads_agree, generator, torch_pools_so, with_ties
 from tolerance import assert_close, bound
 
 import fastconv
@@ -149,18 +149,7 @@ def test_equals_torch(torch, kind, case, dtype):
 )
 def test_every_number_of_threads_gives_the_same_bits(kind, shape, window, isa, dtype, rng):
     """Of work enough for several threads."""
-    forward, backward = getattr(fastconv, f"{kind}_pool2d"), getattr(fastconv, f"{kind}_pool2d_backward")
-    x, results = rng.standard_normal(shape).astype(dtype), []
-    for threads in (1, 2, 3):
-        with fastconv.threads(threads):
-            if kind == "max":
-                y, *indices = forward(x, *window, return_indices=True, **LAST)
-            else:
-                y, *indices = (forward(x, *window, **LAST),)
-            results.append((y, *indices, backward(y, *indices, shape, *window, **LAST)))
-    for result in results[1:]:
-        for actual, expected in zip(result, results[0], strict=True):
-            np.testing.assert_array_equal(actual, expected)
+    assert_threads_agree(kind, rng.standard_normal(shape).astype(dtype), window, **LAST)
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
