@@ -18,7 +18,7 @@ ISAS: tuple[str, ...]
 
 class ConvPlan:
     flops: float
-    blocking: tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int, int]]
+    blocking: tuple[tuple[int, int, int, int], tuple[int, int, int, int], tuple[int, int, int, int]]
     def __init__(
         self,
         type: TypeChar,
@@ -33,8 +33,8 @@ class ConvPlan:
         stride: Size,
         dilation: Size,
         pad: Size,
-        output_blocking: tuple[int, int, int],
-        gradient_blocking: tuple[int, int, int],
+        output_blocking: tuple[int, int, int, int],
+        gradient_blocking: tuple[int, int, int, int],
         weight_blocking: tuple[int, int, int, int],
         winograd: tuple[tuple[int, int, int, int, int] | None, ...] = (None, None, None),
         direct: tuple[int, int, int] = (0, 0, 0),

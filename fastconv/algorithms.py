@@ -34,6 +34,8 @@ PASSES = ("output", "input_gradient", "weight_gradient")
 L2_BLOCK = (
     512 << 10
 )  # bytes of packed pixels that stay in a second-level cache of 1 MiB, with room for what passes through
+L1_PANEL = 24 << 10  # bytes of a panel that leave room for what streams past it
+HELD_ROWS = 192 << 10  # bytes of row panels that stay in a second-level cache of 512 KiB
 SLICE = 384  # K a slice: a row panel of 8 x 384 is 12 KiB of L1, and C is touched once in 384 multiply-adds
 TASKS = 16  # enough for eight threads to share evenly
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
@@ -48,7 +50,7 @@ IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 
 
-_GEMM, _DIRECT = ("kc", "panels", "rows"), ("rows",)
+_GEMM, _DIRECT = ("kc", "panels", "rows", "held"), ("rows",)
 _WINOGRAD = ("r", "tiles high", "tiles wide", "patches a block", "patches a task")
 BLOCKING = {  # what the numbers of a blocking are
     ("output", "gemm"): _GEMM,
@@ -129,11 +131,13 @@ def _split(total: int, most: int, multiple: int) -> int:
 # ---- blocking ----
 
 
-def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int]:
-    """Blocking (kc, panels, rows) of a packed sweep.
+def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int]:
+    """Blocking (kc, panels, rows, held rows) of a packed sweep.
 
     A task packs `panels` panels of nr pixels, kc deep, and multiplies them by `rows` rows.  Packing is shared by all
-    rows of a task, so rows are split only where there are too few pixel blocks to go round.
+    rows of a task, so rows are split only where there are too few pixel blocks to go round.  Of a pixel panel and a row
+    panel the wider one that fits stays in L1 while panels of the other kind stream past it: a narrow pixel panel meets
+    `held` rows, whose slice stays in L2, before the next one does; of wide ones all meet a single row panel.
     """
     depth = s.taps * s.channels
     kc = math.ceil(depth / max(1, math.ceil(depth / SLICE)))
@@ -143,7 +147,8 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int]:
     panels = min(panels, max(2, all_panels * groups // TASKS))
     tasks = groups * math.ceil(all_panels / panels)
     row_blocks = min(math.ceil(TASKS / tasks), max(1, s.rows // (4 * tile.mr)))
-    return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr)
+    held = 1 if tile.nr * SLICE * tile.item > L1_PANEL else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
+    return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr), held * tile.mr
 
 
 def gemm_weight_blocking(g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int]:

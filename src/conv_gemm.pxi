@@ -10,8 +10,11 @@ sweep owns a block of pixels and a block of rows:
 
     for each slice of K = (tap, channel), kc long:
         pack the slice's pixels                         B[panel][kc][nr], half of the L2 cache
-        for each row panel, for each pixel panel:       A[kc][mr] stays in L1, B streams from L2
+        for each block of row panels, for each pixel panel, for each row panel of the block:
             C[mr][nr] += A * B                          the micro-kernel
+
+Blocks of one row panel: A[kc][mr] stays in L1 and B streams from L2.  Where B's panels are narrow enough for L1, blocks
+are larger: a B panel stays there, and the narrower A panels stream.
 
 The weight gradient reduces over pixels.  Rows are (ic, t), lanes are oc, so that the transpose of dY serves every tap
 and X is read in place from rows that were padded once.  A task owns a block of dW and a fixed share of the pixels;
@@ -28,12 +31,19 @@ cdef extern from *:
 
 cdef struct Blocking:
     ptrdiff_t kc, panels, rows  # length of a K slice, pixel panels a block, rows a block
+    ptrdiff_t held  # rows whose slice meets a pixel panel before the next one does
 
 
 cdef struct Winograd:
     ptrdiff_t r  # 0: not used
     ptrdiff_t tiles_h, tiles_w  # of a patch
     ptrdiff_t block_patches, task_patches
+
+
+cdef Blocking sweep_blocking(values):
+    cdef Blocking b
+    b.kc, b.panels, b.rows, b.held = values
+    return b
 
 
 cdef Winograd winograd_blocking(values):
@@ -80,8 +90,8 @@ cdef class ConvPlan:
         self.x_size, self.out_size = n * ic * self.in_[0] * self.in_[1] * self.in_[2], volume * oc
         self.weight_size = oc * self.ic * self.taps
         self.flops = 2.0 * volume * oc * self.ic * self.taps
-        self.output_blocking.kc, self.output_blocking.panels, self.output_blocking.rows = output_blocking
-        self.gradient_blocking.kc, self.gradient_blocking.panels, self.gradient_blocking.rows = gradient_blocking
+        self.output_blocking = sweep_blocking(output_blocking)
+        self.gradient_blocking = sweep_blocking(gradient_blocking)
         self.wg_rows, self.wg_cols, self.wg_pixels, self.wg_shares = weight_blocking
         self.direct_rows, self.direct_gradient_rows, self.direct_weight_rows = direct
         if winograd[0]:
@@ -283,11 +293,39 @@ cdef inline ptrdiff_t output_offset(const fc_sweep *s, const fc_run *r) noexcept
     return (s.out_base + r.n * s.out_image + r.d * s.out_pixel[0] + r.h * s.out_pixel[1] + r.w * s.out_pixel[2])
 
 
+cdef enum:
+    TOGETHER = 48  # pixels whose panels are packed together: neighbouring lines of a channel are then read at once
+    PANEL_SLACK = 16  # elements behind a panel, which the last vector that is packed may spill into
+
+
 cdef struct PanelRuns:
-    int count, merged_count
+    int count
     ptrdiff_t cols
-    fc_run[64] run
-    fc_run[64] merged
+    fc_run[48] run
+
+
+cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRuns *q, ptrdiff_t i, int rows,
+                            ptrdiff_t kc, const char *a, const char *b, bint first, bint last, const char *bias,
+                            const char *residual, char *out, char *tile) noexcept nogil:
+    """Rows [i, i + rows) of one pixel panel: what one slice of K adds to them; the first starts, the last finishes."""
+    cdef kernels_t k = j.k
+    cdef size_t es = j.es
+    cdef ptrdiff_t at = i * s.out_channel
+    cdef const fc_run *m
+    cdef int r
+    if bias != NULL:
+        bias = bias + i * es if first else NULL
+    if q.count == 1 and s.out_pixel[2] == 1:
+        k.gemm(kc, a, b, out + (at + output_offset(s, q.run)) * es, s.out_channel, rows, <int>q.cols, not first, bias)
+    else:
+        k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias)
+        k.store_runs(s, q.run, q.count, tile, rows, out + at * es, not first)
+    if last and (j.activation or residual != NULL):
+        for r in range(q.count):
+            m = q.run + r
+            at = i * s.out_channel + output_offset(s, m)
+            k.epilogue(out + at * es, s.out_channel, rows, m.len, NULL,
+                       NULL if residual == NULL else residual + at * es, j.activation, j.slope)
 
 
 cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -316,46 +354,28 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef char *b = scratch
     cdef PanelRuns *panel = <PanelRuns *>(scratch + j.b_size)
     cdef char *tile = scratch + j.b_size + j.runs_size
-    cdef ptrdiff_t p, i, k0, k1, kc, at, slice_
-    cdef int rows, r
-    cdef bint first, last
-    cdef const char *ai
+    cdef ptrdiff_t p, i, i0, k0, k1, kc, stride, count, slice_, together = max(<ptrdiff_t>1, TOGETHER // nr)
+    cdef fc_run[64] run
     cdef PanelRuns *q
-    cdef fc_run *m
 
     for p in range(panels):
         q = panel + p
         q.cols = min(nr, pixels - pixel0 - p * nr)
-        q.count = find_runs(s, pixel0 + p * nr, q.cols, q.run)
-        q.merged_count = merge_runs(s, q.run, q.count, q.merged)
+        q.count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q.cols, run), q.run)
 
     for slice_ in range(slices):
         k0 = depth * slice_ // slices
         k1 = depth * (slice_ + 1) // slices
         kc = k1 - k0
-        first, last = slice_ == 0, slice_ == slices - 1
-        for p in range(panels):
-            k.pack_pixels(s, panel[p].run, panel[p].count, x, k0, k1, b + p * kc * nr * es)
-        for i from row0 <= i < row1 by mr:
-            rows = <int>min(mr, row1 - i)
-            ai = a + (i * depth + k0 * mr) * es
+        stride = kc * nr + PANEL_SLACK
+        for p from 0 <= p < panels by together:
+            count = min(together * nr, pixels - pixel0 - p * nr, (panels - p) * nr)
+            k.pack_pixels(s, run, find_runs(s, pixel0 + p * nr, count, run), x, k0, k1, b + p * stride * es, stride)
+        for i0 from row0 <= i0 < row1 by j.blocking.held:
             for p in range(panels):
-                q = panel + p
-                at = i * s.out_channel
-                if q.merged_count == 1 and s.out_pixel[2] == 1:
-                    at += output_offset(s, q.merged)
-                    k.gemm(kc, ai, b + p * kc * nr * es, out + at * es, s.out_channel, rows, <int>q.cols, not first,
-                           NULL if bias == NULL or not first else bias + i * es)
-                else:
-                    k.gemm(kc, ai, b + p * kc * nr * es, tile, nr, rows, <int>q.cols, 0,
-                           NULL if bias == NULL or not first else bias + i * es)
-                    k.store_runs(s, q.merged, q.merged_count, tile, rows, out + at * es, not first)
-                if last and (j.activation or residual != NULL):
-                    for r in range(q.merged_count):
-                        m = q.merged + r
-                        at = i * s.out_channel + output_offset(s, m)
-                        k.epilogue(out + at * es, s.out_channel, rows, m.len, NULL,
-                                   NULL if residual == NULL else residual + at * es, j.activation, j.slope)
+                for i from i0 <= i < min(i0 + j.blocking.held, row1) by mr:
+                    sweep_tile(j, s, panel + p, i, <int>min(mr, row1 - i), kc, a + (i * depth + k0 * mr) * es,
+                               b + p * stride * es, slice_ == 0, slice_ == slices - 1, bias, residual, out, tile)
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:
@@ -365,8 +385,7 @@ cdef int run_sweeps(SweepJob *j, double flops) except -1:
     for i in range(j.sweeps):
         depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
         tasks += sweep_tasks(j, &j.sweep[i])
-    # + slack for the last store
-    j.b_size = aligned((min(j.blocking.kc, depth) * j.blocking.panels + 2) * j.k.nr * j.es)
+    j.b_size = aligned((min(j.blocking.kc, depth) * j.k.nr + PANEL_SLACK) * j.blocking.panels * j.es)
     j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
     scratch = j.b_size + j.runs_size + aligned(j.k.mr * j.k.nr * j.es)
     cdef Arena arena = lease(packed + threads * scratch)

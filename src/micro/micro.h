@@ -37,7 +37,7 @@ typedef struct {
     ptrdiff_t n, d, h, w; /* image and output position of the first pixel */
 } fc_run;
 
-enum { FC_MAX_RUNS = 64 }; /* >= nr of every table: one pixel a run is the worst case */
+enum { FC_MAX_RUNS = 64 }; /* pixels that are packed together, at least a panel: one pixel a run is the worst case */
 
 /* A slot: `lanes` neighbouring pixels of the copied rows, those of `bits` output pixels that lie side by side. */
 typedef struct {
@@ -145,9 +145,10 @@ typedef struct {
     /* weights of rows [0, rows) -> A panel [k = (tap, channel)][mr], zero rows behind the last */
     void (*pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int rows,
                          int channels_first, void *a);
-    /* pixels of a panel, k = (tap, channel) in [k0, k1) -> B panel [k1 - k0][nr]; padding and stride folded in */
+    /* pixels of some panels, at most FC_MAX_RUNS, k = (tap, channel) in [k0, k1) -> B panels [k1 - k0][nr], `panel`
+     * elements apart, a vector's slack included; padding and stride folded in */
     void (*pack_pixels)(const fc_sweep *s, const fc_run *run, int nruns, const void *x, ptrdiff_t k0, ptrdiff_t k1,
-                        void *b);
+                        void *b, ptrdiff_t panel);
     /* C tile [rows][nr] -> output, run by run: out (+)= tile */
     void (*store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile, int rows, void *out,
                        int accumulate);

@@ -5,19 +5,20 @@
  * vectors whose masks say which lanes fall inside the image: padding, stride and dilation are folded in, and im2col
  * never exists in memory.  The masks depend on the tap alone and are reused for every channel. */
 
-/* A chunk: the part of a run that one vector holds. */
+/* A chunk: the part of a run that one vector of one panel holds. */
 #define chunk_t FC_LOCAL(chunk_t)
 typedef struct {
-    int32_t dst;
+    ptrdiff_t dst;
     int32_t lo, hi;   /* lanes inside the image */
     uint32_t bits[4]; /* their masks in the contiguous vectors that a strided load reads */
     ptrdiff_t src;
 } chunk_t;
 
-#define FC_MAX_CHUNKS (FC_NR + FC_VECTORS + 1)
+enum { FC_LOCAL(max_chunks) = 2 * FC_MAX_RUNS + 1 }; /* one pixel a run, or vectors of one run */
 
 #define find_chunks FC_LOCAL(find_chunks)
-static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const int32_t *tap, chunk_t *chunk) {
+static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const int32_t *tap, ptrdiff_t panel,
+                       chunk_t *chunk) {
     const ptrdiff_t step = s->step[2], plane = s->in[0] * s->in[1] * s->in[2];
     const int vectors = step == 1 || step == 2 || step == 4 ? (int)step : 0;
     int nchunks = 0, cols = 0;
@@ -27,10 +28,12 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
         const int inside = d >= 0 && d < s->in[0] && h >= 0 && h < s->in[1];
         const ptrdiff_t lo = inside ? ceil_div(-w, step) : 0, hi = inside ? ceil_div(s->in[2] - w, step) : 0;
         const ptrdiff_t at = (d * s->in[1] + h) * s->in[2] + w; /* in the plane */
-        for (int i = 0; i < run[r].len; i += FC_LANES) {
+        for (int i = 0, left; i < run[r].len; i += left) {
             chunk_t *c = chunk + nchunks++;
-            const ptrdiff_t left = run[r].len - i < FC_LANES ? run[r].len - i : FC_LANES;
-            c->dst = run[r].col + i;
+            const int col = run[r].col + i, at_end = FC_NR - col % FC_NR; /* of the panel */
+            left = run[r].len - i < FC_LANES ? run[r].len - i : FC_LANES;
+            left = left < at_end ? left : at_end;
+            c->dst = col / FC_NR * panel + col % FC_NR;
             c->lo = (int32_t)(lo <= i ? 0 : lo - i < left ? lo - i : left);
             c->hi = (int32_t)(hi <= i ? 0 : hi - i < left ? hi - i : left);
             c->src = inside ? run[r].n * s->in_image + at + i * step : 0;
@@ -44,7 +47,7 @@ static int find_chunks(const fc_sweep *s, const fc_run *run, int nruns, const in
         cols = run[r].col + run[r].len;
     }
     for (; cols % FC_LANES; cols = (cols / FC_LANES + 1) * FC_LANES) /* zeros up to the end of the last vector */
-        chunk[nchunks++] = (chunk_t){.dst = cols};
+        chunk[nchunks++] = (chunk_t){.dst = cols / FC_NR * panel + cols % FC_NR};
     return nchunks;
 }
 
@@ -65,15 +68,15 @@ FC_INLINE REAL *pack_channels(const int step, const chunk_t *chunk, int nchunks,
 }
 
 static void FC_KERNEL(pack_pixels)(const fc_sweep *s, const fc_run *run, int nruns, const void *x, ptrdiff_t k0,
-                                   ptrdiff_t k1, void *b_) {
+                                   ptrdiff_t k1, void *b_, ptrdiff_t panel) {
     const ptrdiff_t plane = s->in[0] * s->in[1] * s->in[2], step = s->step[2];
-    chunk_t chunk[FC_MAX_CHUNKS];
+    chunk_t chunk[FC_LOCAL(max_chunks)];
     REAL *b = b_;
     while (k0 < k1) {
         const ptrdiff_t tap = k0 / s->channels, c0 = k0 % s->channels;
         const ptrdiff_t channels = s->channels - c0 < k1 - k0 ? s->channels - c0 : k1 - k0;
         const REAL *src = (const REAL *)x + c0 * plane;
-        const int nchunks = find_chunks(s, run, nruns, s->taps + 3 * tap, chunk);
+        const int nchunks = find_chunks(s, run, nruns, s->taps + 3 * tap, panel, chunk);
         if (step == 1)
             b = pack_channels(1, chunk, nchunks, src, plane, channels, b);
         else if (step == 2)
