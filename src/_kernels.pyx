@@ -115,7 +115,7 @@ cdef extern from "micro.h" nogil:
         int mr, nr, lanes
         void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int,
                      const void *) noexcept nogil
-        void (*gemm_lines)(ptrdiff_t, const void *, ptrdiff_t, const void *, void *, ptrdiff_t, int, int, int,
+        void (*gemm_lines)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, void *, ptrdiff_t, int, int,
                            const fc_ahead *) noexcept nogil
         void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,
                           const void *, void *, ptrdiff_t, int, int, int) noexcept nogil

@@ -10,7 +10,8 @@ filters:
 
     dU[p][c][k]  += sum_t V[p][t][c] * D[p][t][k],  D = G' dY G'^T,      dW = A'^T dU A'
 
-Lanes are channels: V and D are operands of the micro-kernel as they leave the transforms.  Tiles are numbered patch by
+Lanes are channels: V and D are operands of the micro-kernel as they leave the transforms, V [t][c] where the rows of the
+product are tiles, [c / lanes][t][lanes] in the weight gradient, whose sum is over them.  Tiles are numbered patch by
 patch, a patch being a rectangle of tiles_h x tiles_w tiles of one image (tiles beyond the border are zeros and are not
 stored). A block of patches goes through two phases, each with its tasks:
 
@@ -28,6 +29,7 @@ GEMM.
 
 cdef enum:
     POINTS = 36
+    CHANNELS = 64  # a task of the transforms, whole vectors
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
@@ -43,6 +45,7 @@ cdef struct WinogradJob:
     ptrdiff_t[2] dilation
     ptrdiff_t patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
     ptrdiff_t chunk  # channels a task of phase 1
+    ptrdiff_t line  # rows whose transformed filters share cache lines
     ptrdiff_t width  # rows of a panel: nr, or what cuts the rows into even panels
     const char *x
     const char *weights  # of all groups
@@ -62,7 +65,7 @@ cdef struct WinogradJob:
     char *u
     char *v
     char *d
-    ptrdiff_t u_plane, v_plane, v_stride, d_plane, m_plane, u_stride  # in elements
+    ptrdiff_t u_plane, v_plane, v_stride, v_channel, d_plane, m_plane, u_stride  # in elements; V of tiles, channels
     size_t u_size  # of a group, in bytes
     size_t patch_size, m_size  # parts of a thread's scratch, in bytes
 
@@ -82,13 +85,15 @@ cdef inline ptrdiff_t whole_lanes(const WinogradJob *j, ptrdiff_t n) noexcept no
 
 
 cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: U of one vector of rows and a chunk of channels."""
+    """Task: U of the rows that share cache lines and a chunk of channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row = task // chunks * j.k.lanes
-    j.k.winograd_filters(<int>j.w.r, j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride,
-                         j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
-                         min(j.chunk, j.channels - c), j.flip,
-                         j.u + ((row // j.width * j.channels + c) * j.k.nr + row % j.width) * j.es, j.u_plane)
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row0 = task // chunks * j.line
+    cdef ptrdiff_t row
+    for row from row0 <= row < min(row0 + j.line, j.rows) by j.k.lanes:
+        j.k.winograd_filters(<int>j.w.r, j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride,
+                             j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
+                             min(j.chunk, j.channels - c), j.flip,
+                             j.u + ((row // j.width * j.channels + c) * j.k.nr + row % j.width) * j.es, j.u_plane)
 
 
 cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image *image, ptrdiff_t *n,
@@ -118,16 +123,16 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.depth + d) * plane * j.es, rows,
                        cols, scratch)
         j.k.winograd_input(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
-                           j.v + (patch * patch_tiles(j) * j.v_stride + c) * j.es, j.v_plane, j.v_stride)
+                           j.v + (patch * patch_tiles(j) * j.v_stride + c * j.v_channel) * j.es, j.v_plane, j.v_stride)
 
 
 cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptrdiff_t channels, ptrdiff_t chunk,
                          ptrdiff_t tiles, ptrdiff_t cols, bint accumulate, char *products) noexcept nogil:
     """M[p] (+)= V[p] * U[p] for all points, a panel of U over some channels, summed a chunk of them at a time."""
     cdef kernels_t k = j.k
-    cdef ptrdiff_t p, c, i, depth, next_v, next_u, steps = ceil_div(tiles, k.mr)
+    cdef ptrdiff_t p, c, depth, next_v, next_u
     cdef fc_ahead ahead
-    ahead.b_step = k.nr * j.es // steps
+    ahead.b_step = k.nr * j.es // ceil_div(tiles, k.mr)
     for p in range(POINTS):
         for c from 0 <= c < channels by chunk:
             depth = min(chunk, channels - c)
@@ -135,12 +140,9 @@ cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptr
                 next_v, next_u = p * j.v_plane + c + chunk, p * j.u_plane + (c + chunk) * k.nr
             else:
                 next_v, next_u = (p + 1) % POINTS * j.v_plane, (p + 1) % POINTS * j.u_plane
-            for i from 0 <= i < tiles by k.mr:
-                ahead.a = v + (p * j.v_plane + (i + k.mr) * j.v_stride + c if i + k.mr < tiles else next_v) * j.es
-                ahead.b = u + next_u * j.es + i // k.mr * depth * ahead.b_step
-                k.gemm_lines(depth, v + (p * j.v_plane + i * j.v_stride + c) * j.es, j.v_stride,
-                             u + (p * j.u_plane + c * k.nr) * j.es, products + (p * j.m_plane + i * k.nr) * j.es, k.nr,
-                             <int>min(<ptrdiff_t>k.mr, tiles - i), <int>cols, accumulate or c > 0, &ahead)
+            ahead.a, ahead.b = v + next_v * j.es, u + next_u * j.es
+            k.gemm_lines(depth, v + (p * j.v_plane + c) * j.es, j.v_stride, tiles, u + (p * j.u_plane + c * k.nr) * j.es,
+                         products + p * j.m_plane * j.es, k.nr, <int>cols, accumulate or c > 0, &ahead)
 
 
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -193,9 +195,10 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.w.tiles_w * j.m)
     j.patches = j.n * j.depth * j.dilation[0] * j.dilation[1] * j.patches_h * j.patches_w
     j.w.block_patches = min(j.w.block_patches, j.patches)
-    j.v_stride = whole_lanes(j, j.channels)
+    j.v_stride, j.v_channel = whole_lanes(j, j.channels), 1
     j.v_plane = odd_lines(j.w.block_patches * patch_tiles(j) * j.v_stride, j.es)
-    j.chunk = 4 * j.k.lanes
+    j.chunk = CHANNELS
+    j.line = max(<ptrdiff_t>j.k.lanes, <ptrdiff_t>(64 // j.es))
     j.width = whole_lanes(j, ceil_div(j.rows, ceil_div(j.rows, j.k.nr)))
     j.patch_size = aligned((j.w.tiles_h * j.m + j.w.r - 1) * (j.w.tiles_w * j.m + j.w.r - 1) * j.k.lanes * j.es)
     j.finite = 1
@@ -213,7 +216,7 @@ cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
 
 cdef void transform_filters(WinogradJob *j, int threads) noexcept nogil:
     """U of one group."""
-    run_flushed(filters_task, j, ceil_div(j.rows, j.k.lanes) * ceil_div(j.channels, j.chunk), threads, NULL, 0)
+    run_flushed(filters_task, j, ceil_div(j.rows, j.line) * ceil_div(j.channels, j.chunk), threads, NULL, 0)
 
 
 cdef void pack_filters(WinogradJob *j, int threads) noexcept nogil:
@@ -335,12 +338,12 @@ cdef void multiply_weights(const WinogradJob *j, ptrdiff_t p, ptrdiff_t c0, ptrd
                            ptrdiff_t stride) noexcept nogil:
     """dU[p][c0 : c1][panel] (+)= V[p]^T D[p] over the tiles of the block."""
     cdef kernels_t k = j.k
-    cdef ptrdiff_t c, zero = 0
+    cdef ptrdiff_t c, i, zero = 0
     cdef ptrdiff_t[16] row
-    for c in range(16):
-        row[c] = c
     for c from c0 <= c < c1 by k.mr:
-        k.gemm_rows(1, &zero, j.count * patch_tiles(j), j.v + (p * j.v_plane + c) * j.es, row, j.v_stride,
+        for i in range(k.mr):
+            row[i] = (c + i) // k.lanes * k.lanes * j.v_channel + (c + i) % k.lanes
+        k.gemm_rows(1, &zero, j.count * patch_tiles(j), j.v + p * j.v_plane * j.es, row, j.v_stride,
                     j.d + (p * j.d_plane + panel // j.width * k.nr * j.w.block_patches * patch_tiles(j)) * j.es,
                     sums + (c - c0) * stride * j.es, stride, <int>min(<ptrdiff_t>k.mr, c1 - c),
                     <int>min(j.width, whole_lanes(j, j.rows - panel)), j.accumulate)
@@ -394,6 +397,7 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, c
     j.x, j.y = x, <char *>grad_output
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
     plan_patches(&j)
+    j.v_stride, j.v_channel = j.k.lanes, j.w.block_patches * patch_tiles(&j)
     chunks, panels = ceil_div(j.channels, j.chunk), ceil_div(j.rows, j.k.nr)
     j.fused = j.patches <= j.w.block_patches and chunks * panels >= MIN_FUSED
     j.u_stride = j.k.nr if j.fused else whole_lanes(&j, j.rows)

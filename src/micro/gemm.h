@@ -68,25 +68,23 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
     }
 }
 
-/* gemm_tile with every (rows, vectors) this ISA can be asked for */
+/* gemm_tile with every (rows, vectors) this ISA can be asked for; a tail has fewer than mr rows */
 #if FC_VECTORS == 3
 #define FC_EACH_VECTORS(DO, r) DO(r, 1) DO(r, 2) DO(r, 3)
 #else
 #define FC_EACH_VECTORS(DO, r) DO(r, 1) DO(r, 2)
 #endif
+#define FC_EACH_ROWS3(DO) FC_EACH_VECTORS(DO, 1) FC_EACH_VECTORS(DO, 2) FC_EACH_VECTORS(DO, 3)
 #if FC_MR == 8
-#define FC_EACH_TILE(DO) \
-    FC_EACH_ROWS4(DO) \
-    FC_EACH_VECTORS(DO, 5) \
-    FC_EACH_VECTORS(DO, 6) FC_EACH_VECTORS(DO, 7) FC_EACH_VECTORS(DO, 8)
+#define FC_EACH_TAIL(DO) \
+    FC_EACH_ROWS3(DO) \
+    FC_EACH_VECTORS(DO, 4) FC_EACH_VECTORS(DO, 5) FC_EACH_VECTORS(DO, 6) FC_EACH_VECTORS(DO, 7)
 #elif FC_MR == 6
-#define FC_EACH_TILE(DO) FC_EACH_ROWS4(DO) FC_EACH_VECTORS(DO, 5) FC_EACH_VECTORS(DO, 6)
+#define FC_EACH_TAIL(DO) FC_EACH_ROWS3(DO) FC_EACH_VECTORS(DO, 4) FC_EACH_VECTORS(DO, 5)
 #else
-#define FC_EACH_TILE(DO) FC_EACH_ROWS4(DO)
+#define FC_EACH_TAIL(DO) FC_EACH_ROWS3(DO)
 #endif
-#define FC_EACH_ROWS4(DO) \
-    FC_EACH_VECTORS(DO, 1) \
-    FC_EACH_VECTORS(DO, 2) FC_EACH_VECTORS(DO, 3) FC_EACH_VECTORS(DO, 4)
+#define FC_EACH_TILE(DO) FC_EACH_TAIL(DO) FC_EACH_VECTORS(DO, FC_MR)
 
 static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols,
                             int accumulate, const void *bias) {
@@ -101,16 +99,40 @@ static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, 
     }
 }
 
-static void FC_KERNEL(gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, const void *b, void *c, ptrdiff_t ldc,
-                                  int rows, int cols, int accumulate, const fc_ahead *ahead) {
+/* Whole tiles of rows, one after another */
+#define lines_tiles FC_LOCAL(lines_tiles)
+FC_INLINE ptrdiff_t lines_tiles(const int vectors, ptrdiff_t k, const REAL *a, ptrdiff_t lda, ptrdiff_t rows,
+                                const REAL *b, REAL *c, ptrdiff_t ldc, uint32_t last, int accumulate,
+                                const fc_ahead *ahead) {
+    ptrdiff_t i = 0;
+    for (; i + FC_MR <= rows; i += FC_MR)
+        gemm_tile(FC_MR, vectors, GEMM_LINES, 1, NULL, k, a + i * lda, NULL, lda, b, c + i * ldc, ldc, last, accumulate,
+                  NULL, i + FC_MR < rows ? a + (i + FC_MR) * lda : ahead->a,
+                  (const char *)ahead->b + i / FC_MR * k * ahead->b_step, ahead->b_step);
+    return i;
+}
+
+static void FC_KERNEL(gemm_lines)(ptrdiff_t k, const void *a_, ptrdiff_t lda, ptrdiff_t rows, const void *b, void *c_,
+                                  ptrdiff_t ldc, int cols, int accumulate, const fc_ahead *ahead) {
     const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
-    switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
+    const REAL *a = a_;
+    REAL *c = c_;
+    ptrdiff_t i = 0;
+    switch ((cols + FC_LANES - 1) / FC_LANES) {
+    case 1: i = lines_tiles(1, k, a, lda, rows, b, c, ldc, last, accumulate, ahead); break;
+    case 2: i = lines_tiles(2, k, a, lda, rows, b, c, ldc, last, accumulate, ahead); break;
+#if FC_VECTORS == 3
+    case 3: i = lines_tiles(3, k, a, lda, rows, b, c, ldc, last, accumulate, ahead); break;
+#endif
+    }
+    const char *next_b = (const char *)ahead->b + i / FC_MR * k * ahead->b_step;
+    switch ((rows - i) * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
     case r * 4 + v: \
-        gemm_tile(r, v, GEMM_LINES, 1, NULL, k, a, NULL, lda, b, c, ldc, last, accumulate, NULL, ahead->a, ahead->b, \
-                  ahead->b_step); \
+        gemm_tile(r, v, GEMM_LINES, 1, NULL, k, a + i * lda, NULL, lda, b, c + i * ldc, ldc, last, accumulate, NULL, \
+                  ahead->a, next_b, ahead->b_step); \
         break;
-        FC_EACH_TILE(FC_CASE)
+        FC_EACH_TAIL(FC_CASE)
 #undef FC_CASE
     }
 }
@@ -130,7 +152,8 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t
 }
 
 #undef FC_EACH_VECTORS
-#undef FC_EACH_ROWS4
+#undef FC_EACH_ROWS3
+#undef FC_EACH_TAIL
 #undef FC_EACH_TILE
 
 /* mr * nr / lanes independent chains of multiply-adds: what the execution units can do when nothing is loaded */

@@ -113,8 +113,8 @@ typedef struct {
 
 /* What is fetched into the caches while something else is computed. */
 typedef struct {
-    const void *a; /* as many contiguous elements as the call reads of A, into the first level */
-    const void *b; /* at each k the line there, into the second level */
+    const void *a; /* during the last rows: as many contiguous elements as a tile reads of A, into the first level */
+    const void *b; /* at each k of each tile of rows the line there, into the second level */
     ptrdiff_t b_step; /* bytes */
 } fc_ahead;
 
@@ -134,8 +134,8 @@ typedef struct {
     /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a row, or NULL) starts the sum. */
     void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate,
                  const void *bias);
-    /* The same with rows of A as they lie, lda apart; fetches what `ahead` says. */
-    void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, const void *b, void *c, ptrdiff_t ldc, int rows,
+    /* The same with any number of rows of A, as they lie, lda apart; fetches what `ahead` says. */
+    void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, ptrdiff_t rows, const void *b, void *c, ptrdiff_t ldc,
                        int cols, int accumulate, const fc_ahead *ahead);
     /* The same with A anywhere: its element (i, r, k) is a[row[i] + run[r] + k * step], k < len; B is [runs *
      * len][nr]. */

@@ -94,11 +94,18 @@ FC_INLINE ivec vec_mask(uint32_t bits) {
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm256_maskload_ps(p, (__m256i)vec_mask(bits));
 }
+/* The first lanes are stored in pieces: a masked store takes a dozen cycles on Zen. */
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
     if (bits == FC_ALL)
         vec_store(p, v);
-    else
+    else if (bits & (bits + 1))
         _mm256_maskstore_ps(p, (__m256i)vec_mask(bits), (__m256)v);
+    else {
+        __m128 part = _mm256_castps256_ps128((__m256)v);
+        if (bits & 8) _mm_storeu_ps(p, part), part = _mm256_extractf128_ps((__m256)v, 1), p += 4, bits >>= 4;
+        if (bits & 2) _mm_storel_pi((__m64 *)p, part), part = _mm_movehl_ps(part, part), p += 2, bits >>= 2;
+        if (bits & 1) _mm_store_ss(p, part);
+    }
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm256_stream_ps(p, (__m256)v); }
 #else
@@ -112,8 +119,13 @@ FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
     if (bits == FC_ALL)
         vec_store(p, v);
-    else
+    else if (bits & (bits + 1))
         _mm256_maskstore_pd(p, (__m256i)vec_mask(bits), (__m256d)v);
+    else {
+        __m128d part = _mm256_castpd256_pd128((__m256d)v);
+        if (bits & 2) _mm_storeu_pd(p, part), part = _mm256_extractf128_pd((__m256d)v, 1), p += 2, bits >>= 2;
+        if (bits & 1) _mm_store_sd(p, part);
+    }
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm256_stream_pd(p, (__m256d)v); }
 #endif
@@ -201,8 +213,50 @@ FC_INLINE vec vec_zip_lo(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_LO); }
 #define vec_zip_hi FC_LOCAL(vec_zip_hi)
 FC_INLINE vec vec_zip_hi(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_HI); }
 
-/* Transpose FC_LANES vectors: a perfect shuffle of rows i and i + lanes/2, log2(lanes) times. */
 #define vec_transpose FC_LOCAL(vec_transpose)
+#if FC_VEC_BYTES == 32
+/* Transpose FC_LANES vectors: pairs, and with 32-bit lanes pairs of pairs, inside the halves of a vector, where shuffles
+ * cost one cycle and no second instruction; then the halves. */
+#if FC_LANES == 8
+#define FC_PAIR_LO 0, 8, 1, 9, 4, 12, 5, 13
+#define FC_PAIR_HI 2, 10, 3, 11, 6, 14, 7, 15
+#define FC_HALF_LO 0, 1, 2, 3, 8, 9, 10, 11
+#define FC_HALF_HI 4, 5, 6, 7, 12, 13, 14, 15
+#else
+#define FC_PAIR_LO 0, 4, 2, 6
+#define FC_PAIR_HI 1, 5, 3, 7
+#define FC_HALF_LO 0, 1, 4, 5
+#define FC_HALF_HI 2, 3, 6, 7
+#endif
+FC_INLINE void vec_transpose(vec v[FC_LANES]) {
+    vec t[FC_LANES];
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES; i += 2) {
+        t[i] = FC_SHUFFLE(v[i], v[i + 1], FC_PAIR_LO);
+        t[i + 1] = FC_SHUFFLE(v[i], v[i + 1], FC_PAIR_HI);
+    }
+#if FC_LANES == 8
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES; i += 4) {
+        const vec even = t[i + 1], odd = t[i + 2];
+        t[i + 1] = FC_SHUFFLE(t[i], odd, 2, 3, 10, 11, 6, 7, 14, 15);
+        t[i] = FC_SHUFFLE(t[i], odd, 0, 1, 8, 9, 4, 5, 12, 13);
+        t[i + 2] = FC_SHUFFLE(even, t[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+        t[i + 3] = FC_SHUFFLE(even, t[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+#endif
+    FC_UNROLL
+    for (int i = 0; i < FC_LANES / 2; i++) {
+        v[i] = FC_SHUFFLE(t[i], t[i + FC_LANES / 2], FC_HALF_LO);
+        v[i + FC_LANES / 2] = FC_SHUFFLE(t[i], t[i + FC_LANES / 2], FC_HALF_HI);
+    }
+}
+#undef FC_PAIR_LO
+#undef FC_PAIR_HI
+#undef FC_HALF_LO
+#undef FC_HALF_HI
+#else
+/* Transpose FC_LANES vectors: a perfect shuffle of rows i and i + lanes/2, log2(lanes) times. */
 FC_INLINE void vec_transpose(vec v[FC_LANES]) {
     FC_UNROLL
     for (int stage = 1; stage < FC_LANES; stage *= 2) {
@@ -216,6 +270,7 @@ FC_INLINE void vec_transpose(vec v[FC_LANES]) {
         for (int i = 0; i < FC_LANES; i++) v[i] = t[i];
     }
 }
+#endif
 
 /* Lanes p[0], p[step], p[2 step] ...; bits[j] masks the j-th of `step` contiguous vectors (step 1, 2 or 4). */
 #define vec_load_strided FC_LOCAL(vec_load_strided)

@@ -62,6 +62,22 @@ FC_INLINE void interpolate(const int n, const vec m[6], vec *y) {
     y[n - 1] += m[5];
 }
 
+/* Six vectors, `step` apart.  The pointer is opaque, or the compiler multiplies all 36 offsets of a tile beforehand and
+ * spills them. */
+#define load_six FC_LOCAL(load_six)
+FC_INLINE void load_six(const REAL *p, ptrdiff_t step, vec v[6]) {
+    __asm__("" : "+r"(p));
+    FC_UNROLL
+    for (int i = 0; i < 6; i++) v[i] = vec_load(p + i * step);
+}
+
+#define store_six FC_LOCAL(store_six)
+FC_INLINE void store_six(const vec v[6], REAL *p, ptrdiff_t step) {
+    __asm__("" : "+r"(p));
+    FC_UNROLL
+    for (int i = 0; i < 6; i++) vec_store(p + i * step, v[i]);
+}
+
 /* Inlined with a constant step */
 #define load_rows FC_LOCAL(load_rows)
 FC_INLINE void load_rows(const fc_image *x, const REAL *src, int rows, int cols, const ptrdiff_t step, REAL *patch) {
@@ -140,8 +156,7 @@ static void FC_KERNEL(winograd_input)(const void *patch, int cols, int tiles_h, 
             vec t[6][6], d[6], v[6];
             FC_UNROLL
             for (int j = 0; j < 6; j++) {
-                FC_UNROLL
-                for (int i = 0; i < 6; i++) d[i] = vec_load(src + (i * cols + j) * FC_LANES);
+                load_six(src + j * FC_LANES, (ptrdiff_t)cols * FC_LANES, d);
                 tile_rows(d, v);
                 FC_UNROLL
                 for (int i = 0; i < 6; i++) t[i][j] = v[i];
@@ -149,21 +164,20 @@ static void FC_KERNEL(winograd_input)(const void *patch, int cols, int tiles_h, 
             FC_UNROLL
             for (int i = 0; i < 6; i++) {
                 tile_rows(t[i], v);
-                FC_UNROLL
-                for (int j = 0; j < 6; j++) vec_store(dst + (i * 6 + j) * plane, v[j]);
+                store_six(v, dst + 6 * i * plane, plane);
             }
         }
 }
 
-/* U = G g G^T of an n x n array of vectors, rows `row` vectors apart: u[point * plane + lane] */
+/* U = G g G^T of an n x n array of vectors, `step` apart (-1: turned by 180 degrees): u[point * plane + lane] */
 #define transform_kernel FC_LOCAL(transform_kernel)
-FC_INLINE void transform_kernel(const int n, const vec *g, REAL *u, ptrdiff_t plane) {
+FC_INLINE void transform_kernel(const int n, const vec *g, const int step, REAL *u, ptrdiff_t plane) {
     vec t[6][5], c[6];
     FC_UNROLL
     for (int j = 0; j < n; j++) {
         vec column[5];
         FC_UNROLL
-        for (int i = 0; i < n; i++) column[i] = g[i * n + j];
+        for (int i = 0; i < n; i++) column[i] = g[(i * n + j) * step];
         evaluate(n, column, c);
         FC_UNROLL
         for (int i = 0; i < 6; i++) t[i][j] = c[i];
@@ -171,38 +185,62 @@ FC_INLINE void transform_kernel(const int n, const vec *g, REAL *u, ptrdiff_t pl
     FC_UNROLL
     for (int i = 0; i < 6; i++) {
         evaluate(n, t[i], c);
+        store_six(c, u + 6 * i * plane, plane);
+    }
+}
+
+/* g[e] = element e of the filters of `lanes` rows, `count` elements each */
+#define load_filters FC_LOCAL(load_filters)
+FC_INLINE void load_filters(const int count, const REAL *w, ptrdiff_t row_stride, int lanes, vec *g) {
+    FC_UNROLL
+    for (int e = 0; e < count; e += FC_LANES) {
+        if (e == count - 1) { /* no transpose for the sake of one */
+            REAL lane[FC_LANES];
+            FC_UNROLL
+            for (int l = 0; l < FC_LANES; l++) lane[l] = l < lanes ? w[l * row_stride + e] : 0;
+            g[e] = vec_load(lane);
+            break;
+        }
+        const uint32_t bits = bits_range(0, count - e);
+        vec v[FC_LANES];
         FC_UNROLL
-        for (int j = 0; j < 6; j++) vec_store(u + (i * 6 + j) * plane, c[j]);
+        for (int l = 0; l < FC_LANES; l++)
+            v[l] = l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
+        vec_transpose(v);
+        FC_UNROLL
+        for (int l = 0; l < FC_LANES && e + l < count; l++) g[e + l] = v[l];
     }
 }
 
 /* Filters r x r of `lanes` rows (`row_stride` apart) and `count` channels (`channel_stride` apart), turned by 180
- * degrees if `flip`: u[point * plane + channel * nr + lane] */
+ * degrees if `flip`: u[point * plane + channel * nr + lane].  Channels that lie side by side are transposed together. */
 #define filters FC_LOCAL(filters)
 FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
-                       ptrdiff_t count, int flip, REAL *u, ptrdiff_t plane) {
-    for (ptrdiff_t k = 0; k < count; k++, w += channel_stride, u += FC_NR) {
-        vec g[(25 + FC_LANES - 1) / FC_LANES * FC_LANES], turned[25];
-        FC_UNROLL
-        for (int e = 0; e < r * r; e += FC_LANES) {
-            const uint32_t bits = bits_range(0, r * r - e);
-            FC_UNROLL
-            for (int l = 0; l < FC_LANES; l++)
-                g[e + l] = l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
-            vec_transpose(g + e);
+                       ptrdiff_t count, const int flip, REAL *u, ptrdiff_t plane) {
+    const int first = flip ? r * r - 1 : 0, step = flip ? -1 : 1;
+    vec g[25 * FC_LANES];
+    ptrdiff_t k = 0;
+    if (channel_stride == r * r)
+        for (; k + FC_LANES <= count; k += FC_LANES, w += r * r * FC_LANES) {
+            for (int e = 0; e < r * r; e++) load_filters(FC_LANES, w + e * FC_LANES, row_stride, lanes, g + e * FC_LANES);
+            for (int c = 0; c < FC_LANES; c++, u += FC_NR) transform_kernel(r, g + c * r * r + first, step, u, plane);
         }
-        FC_UNROLL
-        for (int e = 0; e < r * r; e++) turned[e] = flip ? g[r * r - 1 - e] : g[e];
-        transform_kernel(r, turned, u, plane);
+    for (; k < count; k++, w += channel_stride, u += FC_NR) {
+        load_filters(r * r, w, row_stride, lanes, g);
+        transform_kernel(r, g + first, step, u, plane);
     }
 }
 
 static void FC_KERNEL(winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
                                         ptrdiff_t count, int flip, void *u, ptrdiff_t plane) {
-    if (r == 3)
-        filters(3, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+    if (r == 3 && flip)
+        filters(3, w, row_stride, channel_stride, lanes, count, 1, u, plane);
+    else if (r == 3)
+        filters(3, w, row_stride, channel_stride, lanes, count, 0, u, plane);
+    else if (flip)
+        filters(5, w, row_stride, channel_stride, lanes, count, 1, u, plane);
     else
-        filters(5, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+        filters(5, w, row_stride, channel_stride, lanes, count, 0, u, plane);
 }
 
 /* The output gradient in the place of a filter: U of the m x m tiles of a patch, u[point * plane + tile * stride +
@@ -219,7 +257,7 @@ FC_INLINE void gradient_tiles(const int m, const REAL *patch, int cols, int tile
                 for (int j = 0; j < m; j++)
                     g[i * m + j] = vec_load(patch + ((ptrdiff_t)(th * m + i) * cols + tw * m + j) * FC_LANES);
             }
-            transform_kernel(m, g, u, plane);
+            transform_kernel(m, g, 1, u, plane);
         }
 }
 
@@ -238,8 +276,7 @@ FC_INLINE vec transform_output(const int n, const REAL *m, ptrdiff_t plane, vec 
     FC_UNROLL
     for (int j = 0; j < 6; j++) {
         vec column[6];
-        FC_UNROLL
-        for (int i = 0; i < 6; i++) column[i] = vec_load(m + (i * 6 + j) * plane);
+        load_six(m + j * plane, 6 * plane, column);
         interpolate(n, column, c);
         FC_UNROLL
         for (int i = 0; i < n; i++) t[i][j] = c[i];
@@ -292,19 +329,14 @@ static int FC_KERNEL(winograd_output)(int m, const void *products, ptrdiff_t pla
 #define gradient_filters FC_LOCAL(gradient_filters)
 FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
                                int lanes, REAL *w, ptrdiff_t row_stride) {
-    vec check = {0};
-    for (ptrdiff_t k = 0; k < count; k++, p += stride, w += r * r) {
-        vec y[(25 + FC_LANES - 1) / FC_LANES * FC_LANES];
-        FC_UNROLL
-        for (int e = r * r; e < (25 + FC_LANES - 1) / FC_LANES * FC_LANES; e++) y[e] = (vec){0};
-        check += transform_output(r, p, plane, y);
-        FC_UNROLL
-        for (int e = 0; e < r * r; e += FC_LANES) {
-            const uint32_t bits = bits_range(0, r * r - e);
+    vec check = {0}, y[25 * FC_LANES];
+    for (ptrdiff_t k = 0; k < count; k += FC_LANES, w += r * r * FC_LANES) { /* channels lie side by side in W */
+        const int some = count - k < FC_LANES ? (int)(count - k) : FC_LANES;
+        for (int c = 0; c < some; c++, p += stride) check += transform_output(r, p, plane, y + c * r * r);
+        for (int e = 0; e < some * r * r; e += FC_LANES) {
+            const uint32_t bits = bits_range(0, some * r * r - e);
             vec_transpose(y + e);
-            FC_UNROLL
-            for (int l = 0; l < FC_LANES; l++)
-                if (l < lanes) vec_store_bits(w + l * row_stride + e, y[e + l], bits);
+            for (int l = 0; l < lanes; l++) vec_store_bits(w + l * row_stride + e, y[e + l], bits);
         }
     }
     return all_finite(check);
