@@ -91,6 +91,11 @@ FC_INLINE void load_rows(const fc_image *x, const REAL *src, int rows, int cols,
             const uint32_t bits = inside ? bits_range(lo, hi) : 0;
             vec v[FC_LANES];
             if (bits) {
+                if (j * FC_REAL_BYTES % 64 == 0) { /* the next channels: a few lines of each are no stream */
+                    FC_UNROLL
+                    for (int l = 0; l < FC_LANES; l++)
+                        __builtin_prefetch(src + (FC_LANES + l) * x->plane + at, 0, 2);
+                }
                 FC_UNROLL
                 for (int l = 0; l < FC_LANES; l++) {
                     const REAL *from = src + l * x->plane + at;
