@@ -337,15 +337,9 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
 cdef void multiply_weights(const WinogradJob *j, ptrdiff_t p, ptrdiff_t c0, ptrdiff_t c1, ptrdiff_t panel, char *sums,
                            ptrdiff_t stride) noexcept nogil:
     """dU[p][c0 : c1][panel] (+)= V[p]^T D[p] over the tiles of the block."""
-    cdef kernels_t k = j.k
-    cdef ptrdiff_t c, i, zero = 0
-    cdef ptrdiff_t[16] row
-    for c from c0 <= c < c1 by k.mr:
-        for i in range(k.mr):
-            row[i] = (c + i) // k.lanes * k.lanes * j.v_channel + (c + i) % k.lanes
-        k.gemm_rows(1, &zero, j.count * patch_tiles(j), j.v + p * j.v_plane * j.es, row, j.v_stride,
-                    j.d + (p * j.d_plane + panel // j.width * k.nr * j.w.block_patches * patch_tiles(j)) * j.es,
-                    sums + (c - c0) * stride * j.es, stride, <int>min(<ptrdiff_t>k.mr, c1 - c),
+    cdef ptrdiff_t tiles = j.w.block_patches * patch_tiles(j)
+    j.k.gemm_blocks(j.count * patch_tiles(j), j.v + (p * j.v_plane + c0 * j.v_channel) * j.es, j.k.lanes * j.v_channel,
+                    c1 - c0, j.d + (p * j.d_plane + panel // j.width * j.k.nr * tiles) * j.es, sums, stride,
                     <int>min(j.width, whole_lanes(j, j.rows - panel)), j.accumulate)
 
 

@@ -13,6 +13,7 @@
 #define GEMM_PACKED 0 /* A[k][mr] */
 #define GEMM_LINES 1  /* A[i * step + k] */
 #define GEMM_ROWS 2   /* A[row[i] + run[r] + k * step] */
+#define GEMM_BLOCKS 3 /* A[row[i] + k * lanes] */
 
 #define gemm_tile FC_LOCAL(gemm_tile)
 FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrdiff_t runs, const ptrdiff_t *run,
@@ -32,7 +33,10 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
         const REAL *ai[FC_MR];
         FC_UNROLL
         for (int i = 0; i < rows; i++)
-            ai[i] = kind == GEMM_PACKED ? a + i : kind == GEMM_LINES ? a + i * step : a + row[i] + run[r];
+            ai[i] = kind == GEMM_PACKED   ? a + i
+                    : kind == GEMM_LINES  ? a + i * step
+                    : kind == GEMM_BLOCKS ? a + row[i]
+                                          : a + row[i] + run[r];
         for (ptrdiff_t k = 0; k < len; k++) {
             vec bk[FC_VECTORS];
             FC_UNROLL
@@ -49,7 +53,10 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
             FC_UNROLL
             for (int i = 0; i < rows; i++) {
                 const vec ak = vec_splat(*ai[i]);
-                ai[i] += kind == GEMM_PACKED ? FC_MR : kind == GEMM_LINES ? 1 : step;
+                ai[i] += kind == GEMM_PACKED   ? FC_MR
+                         : kind == GEMM_LINES  ? 1
+                         : kind == GEMM_BLOCKS ? FC_LANES
+                                               : step;
                 FC_UNROLL
                 for (int v = 0; v < vectors; v++) acc[i][v] += ak * bk[v];
             }
@@ -131,6 +138,50 @@ static void FC_KERNEL(gemm_lines)(ptrdiff_t k, const void *a_, ptrdiff_t lda, pt
     case r * 4 + v: \
         gemm_tile(r, v, GEMM_LINES, 1, NULL, k, a + i * lda, NULL, lda, b, c + i * ldc, ldc, last, accumulate, NULL, \
                   ahead->a, next_b, ahead->b_step); \
+        break;
+        FC_EACH_TAIL(FC_CASE)
+#undef FC_CASE
+    }
+}
+
+/* Where rows i, i + 1 ... of A start in its blocks */
+#define block_rows FC_LOCAL(block_rows)
+FC_INLINE void block_rows(ptrdiff_t i, ptrdiff_t block, ptrdiff_t row[FC_MR]) {
+    FC_UNROLL
+    for (int r = 0; r < FC_MR; r++, i++) row[r] = (i / FC_LANES) * block + i % FC_LANES;
+}
+
+#define blocks_tiles FC_LOCAL(blocks_tiles)
+FC_INLINE ptrdiff_t blocks_tiles(const int vectors, ptrdiff_t k, const REAL *a, ptrdiff_t block, ptrdiff_t rows,
+                                 const REAL *b, REAL *c, ptrdiff_t ldc, uint32_t last, int accumulate) {
+    ptrdiff_t i = 0, row[FC_MR];
+    for (; i + FC_MR <= rows; i += FC_MR) {
+        block_rows(i, block, row);
+        gemm_tile(FC_MR, vectors, GEMM_BLOCKS, 1, NULL, k, a, row, 0, b, c + i * ldc, ldc, last, accumulate, NULL, NULL,
+                  NULL, 0);
+    }
+    return i;
+}
+
+static void FC_KERNEL(gemm_blocks)(ptrdiff_t k, const void *a_, ptrdiff_t block, ptrdiff_t rows, const void *b,
+                                   void *c_, ptrdiff_t ldc, int cols, int accumulate) {
+    const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
+    const REAL *a = a_;
+    REAL *c = c_;
+    ptrdiff_t i = 0, row[FC_MR];
+    switch ((cols + FC_LANES - 1) / FC_LANES) {
+    case 1: i = blocks_tiles(1, k, a, block, rows, b, c, ldc, last, accumulate); break;
+    case 2: i = blocks_tiles(2, k, a, block, rows, b, c, ldc, last, accumulate); break;
+#if FC_VECTORS == 3
+    case 3: i = blocks_tiles(3, k, a, block, rows, b, c, ldc, last, accumulate); break;
+#endif
+    }
+    block_rows(i, block, row);
+    switch ((rows - i) * 4 + (cols + FC_LANES - 1) / FC_LANES) {
+#define FC_CASE(r, v) \
+    case r * 4 + v: \
+        gemm_tile(r, v, GEMM_BLOCKS, 1, NULL, k, a, row, 0, b, c + i * ldc, ldc, last, accumulate, NULL, NULL, NULL, \
+                  0); \
         break;
         FC_EACH_TAIL(FC_CASE)
 #undef FC_CASE

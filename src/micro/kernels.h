@@ -34,6 +34,7 @@ static const fc_kernels FC_LOCAL(table) = {
     .gemm = FC_KERNEL(gemm),
     .gemm_lines = FC_KERNEL(gemm_lines),
     .gemm_rows = FC_KERNEL(gemm_rows),
+    .gemm_blocks = FC_KERNEL(gemm_blocks),
     .pack_weights = FC_KERNEL(pack_weights),
     .pack_pixels = FC_KERNEL(pack_pixels),
     .store_runs = FC_KERNEL(store_runs),

@@ -141,6 +141,9 @@ typedef struct {
      * len][nr]. */
     void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a, const ptrdiff_t *row,
                       ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate);
+    /* The same with any number of rows of A in blocks of vectors: (i, k) is a[i / lanes * block + k * lanes + i % lanes] */
+    void (*gemm_blocks)(ptrdiff_t k, const void *a, ptrdiff_t block, ptrdiff_t rows, const void *b, void *c,
+                        ptrdiff_t ldc, int cols, int accumulate);
 
     /* weights of rows [0, rows) -> A panel [k = (tap, channel)][mr], zero rows behind the last */
     void (*pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int rows,
