@@ -30,6 +30,7 @@ GEMM.
 cdef enum:
     POINTS = 36
     CHANNELS = 64  # a task of the transforms, whole vectors
+    SUMMED = 128  # channels, at most, that are summed in registers
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
@@ -145,6 +146,14 @@ cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptr
                          products + p * j.m_plane * j.es, k.nr, <int>cols, accumulate or c > 0, &ahead)
 
 
+cdef inline ptrdiff_t summed_together(const WinogradJob *j) noexcept nogil:
+    """Channels that the micro-kernel sums before the sum is added to M, as even as whole vectors allow.
+
+    Of n numbers, summed b at a time, the rounding error grows as sqrt(b) and sqrt(n / b) instead of sqrt(n).
+    """
+    return whole_lanes(j, ceil_div(j.channels, ceil_div(j.channels, SUMMED)))
+
+
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: the outputs of task_patches patches of the block and a panel of nr rows."""
     cdef WinogradJob *j = <WinogradJob *>job_
@@ -170,7 +179,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
             multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), j.chunk, tiles, cols, c > 0, products)
     else:
         multiply_tiles(j, v, j.u + panel * nr * j.channels * es, j.channels,
-                       j.chunk if j.used_once else j.channels, tiles, cols, False, products)
+                       j.chunk if j.used_once else summed_together(j), tiles, cols, False, products)
     image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
     for patch in range(patch0, patch1):
         patch_position(j, j.patch0 + patch, &image, &n, &d)
