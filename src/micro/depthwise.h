@@ -24,9 +24,26 @@
 #endif
 enum { FC_LOCAL(most_rows) = 2 * (FC_PLANE_ROWS(1) - 1) + 7 }; /* input rows of a tile */
 
+/* Whether `n` vectors lie inside the image.  Without mask registers a masked load is a branch or many instructions, so
+ * columns of the filter that need none have loops of their own. */
+#define all_inside FC_LOCAL(all_inside)
+FC_INLINE int all_inside(const uint32_t *bits, const int n) {
+    if (FC_VEC_BYTES == 64) return 0;
+    uint32_t all = FC_ALL;
+    FC_UNROLL
+    for (int i = 0; i < n; i++) all &= bits[i];
+    return all == FC_ALL;
+}
+
+#define load_inside FC_LOCAL(load_inside)
+FC_INLINE vec load_inside(const int inside, const REAL *p, uint32_t bits) {
+    return inside ? vec_load(p) : vec_load_edge(p, bits);
+}
+
 /* acc += column j of the filter, or at step 2 columns j and, if `both`, j + 1 */
 #define plane_column FC_LOCAL(plane_column)
-FC_INLINE void plane_column(const int K, const int step, const int V, const int both, const REAL *const *row,
+FC_INLINE void plane_column(const int K, const int step, const int V, const int both, const int inside,
+                            const REAL *const *row,
                             ptrdiff_t col, const uint32_t *bits, const REAL *w, const fc_plane *p,
                             vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS]) {
     const int R = FC_PLANE_ROWS(V);
@@ -41,9 +58,9 @@ FC_INLINE void plane_column(const int K, const int step, const int V, const int 
         FC_UNROLL
         for (int v = 0; v < V; v++) {
             const REAL *src = row[i] + col + v * step * FC_LANES;
-            vec even = vec_load_edge(src, bits[v * step]), odd = even;
+            vec even = load_inside(inside, src, inside ? 0 : bits[v * step]), odd = even;
             if (step == 2) {
-                const vec next = vec_load_edge(src + FC_LANES, bits[v * step + 1]);
+                const vec next = load_inside(inside, src + FC_LANES, inside ? 0 : bits[v * step + 1]);
                 if (both) odd = vec_odd(even, next);
                 even = vec_even(even, next);
             }
@@ -72,8 +89,11 @@ FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_pla
     }
     ptrdiff_t j = 0;
     for (; j + step <= cols; j += step)
-        plane_column(K, step, V, step == 2, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
-    if (j < cols) plane_column(K, step, V, 0, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
+        if (all_inside(bits + j * p->masks, V * step))
+            plane_column(K, step, V, step == 2, 1, row, col + j, bits, w + j * p->weight_step, p, acc);
+        else
+            plane_column(K, step, V, step == 2, 0, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
+    if (j < cols) plane_column(K, step, V, 0, 0, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         if (r >= rows) break;
@@ -173,8 +193,8 @@ static void FC_KERNEL(depthwise)(const fc_plane *p, const void *x, const void *w
 
 /* acc[u][row parity][column parity] += columns j and, if `both`, j + 1 of the filter */
 #define spread_column FC_LOCAL(spread_column)
-FC_INLINE void spread_column(const int K, const int U, const int V, const int both, const fc_plane *p, const REAL *g,
-                             const REAL *w, ptrdiff_t u0, ptrdiff_t col, vec acc[2][2][2][2]) {
+FC_INLINE void spread_column(const int K, const int U, const int V, const int both, const int inside,
+                             const fc_plane *p, const REAL *g, const REAL *w, ptrdiff_t u0, ptrdiff_t col, vec acc[2][2][2][2]) {
     const int back = (K - 1) / 2; /* rows of dY above u that reach it */
     vec w0[7], w1[7];
     uint32_t bits[2];
@@ -191,7 +211,7 @@ FC_INLINE void spread_column(const int K, const int U, const int V, const int bo
         const REAL *row = q >= 0 && q < p->in[0] ? g + q * p->in[1] : (const REAL *)p->zeros;
         FC_UNROLL
         for (int v = 0; v < V; v++) {
-            const vec gv = vec_load_edge(row + col + v * FC_LANES, bits[v]);
+            const vec gv = load_inside(inside, row + col + v * FC_LANES, bits[v]);
             FC_UNROLL
             for (int k = 0; k < K; k++) {
                 const int u = i + k / 2;
@@ -214,8 +234,12 @@ FC_INLINE void spread_tile(const int K, const int U, const int V, const fc_plane
         for (int v = 0; v < V; v++) acc[u][0][0][v] = acc[u][0][1][v] = acc[u][1][0][v] = acc[u][1][1][v] = (vec){0};
     }
     ptrdiff_t j = 0;
-    for (; j + 2 <= p->kernel[1]; j += 2) spread_column(K, U, V, 1, p, g, w + j, u0, t0 - j / 2, acc);
-    if (j < p->kernel[1]) spread_column(K, U, V, 0, p, g, w + j, u0, t0 - j / 2, acc);
+    for (; j + 2 <= p->kernel[1]; j += 2)
+        if (FC_VEC_BYTES < 64 && t0 >= j / 2 && t0 - j / 2 + V * FC_LANES <= p->in[1])
+            spread_column(K, U, V, 1, 1, p, g, w + j, u0, t0 - j / 2, acc);
+        else
+            spread_column(K, U, V, 1, 0, p, g, w + j, u0, t0 - j / 2, acc);
+    if (j < p->kernel[1]) spread_column(K, U, V, 0, 0, p, g, w + j, u0, t0 - j / 2, acc);
     const ptrdiff_t c = 2 * t0 + p->left;
     FC_UNROLL
     for (int u = 0; u < 2 * U; u++) {
@@ -261,23 +285,23 @@ enum { FC_LOCAL(band) = 32 };
 
 /* acc[k] += dY * x[k ...] over R rows and V vectors, for one column of the filter */
 #define dot_tile FC_LOCAL(dot_tile)
-FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const REAL *const *row, ptrdiff_t col,
-                        const uint32_t *bits, const REAL *g, ptrdiff_t ldg, uint32_t last, vec acc[7][4]) {
+FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const int inside,
+                        const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const REAL *g, ptrdiff_t ldg, uint32_t last, vec acc[7][4]) {
     vec gv[8][FC_PLANE_VECTORS];
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         FC_UNROLL
         for (int v = 0; v < V; v++)
             gv[r][v] =
-                v == V - 1 ? vec_load_edge(g + r * ldg + v * FC_LANES, last) : vec_load(g + r * ldg + v * FC_LANES);
+                load_inside(inside || v < V - 1, g + r * ldg + v * FC_LANES, last);
     }
     FC_UNROLL
     for (int i = 0; i < step * (R - 1) + K; i++) {
         FC_UNROLL
         for (int v = 0; v < V; v++) {
             const REAL *src = row[i] + col + v * step * FC_LANES;
-            vec xv = vec_load_edge(src, bits[v * step]);
-            if (step == 2) xv = vec_even(xv, vec_load_edge(src + FC_LANES, bits[v * step + 1]));
+            vec xv = load_inside(inside, src, inside ? 0 : bits[v * step]);
+            if (step == 2) xv = vec_even(xv, load_inside(inside, src + FC_LANES, inside ? 0 : bits[v * step + 1]));
             FC_UNROLL
             for (int r = 0; r < R; r++) {
                 const int k = i - step * r;
@@ -312,9 +336,12 @@ FC_INLINE void dot_band(const int K, const int step, const int V, const fc_plane
             for (int c = 1; c < chains; c++) acc[k][c] = (vec){0};
         }
         ptrdiff_t r = 0;
+        if (last == FC_ALL && all_inside(bits, V * step))
+            for (; r + R <= rows; r += R)
+                dot_tile(K, step, R, V, 1, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
         for (; r + R <= rows; r += R)
-            dot_tile(K, step, R, V, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
-        for (; r < rows; r++) dot_tile(K, step, 1, V, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
+            dot_tile(K, step, R, V, 0, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
+        for (; r < rows; r++) dot_tile(K, step, 1, V, 0, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
         FC_UNROLL
         for (int k = 0; k < K; k++) {
             FC_UNROLL
