@@ -12,6 +12,7 @@ import numpy as np
 
 from . import functional
 from .layers import BatchNorm2d, Conv2d, Dropout, Module, Parameter, ReLU, ReLU6, Residual, Sequential
+from .packing import PackedWeight
 
 __all__ = ["FusedConv2d", "fold_batch_norm"]
 
@@ -27,13 +28,19 @@ class FusedConv2d(Conv2d):
         As of :func:`fastconv.conv2d`.
     """
 
+    _packed: PackedWeight | None = None
+
     def __init__(self, convolution: Conv2d, activation: str | None = None) -> None:
         vars(self).update(vars(convolution))
         self.activation, self.training = activation, False
 
     def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
-        values, options = self._values(), self._options()
-        return functional.conv2d(x, *values, **options, activation=self.activation, residual=residual)
+        weight, bias = self._values()
+        if self._packed is None or self._packed.raw is not weight:
+            self._packed = PackedWeight(weight)
+            self.weight.data = self._packed.raw  # read-only: what was packed cannot be changed unnoticed
+        options = self._options()
+        return functional.conv2d(x, self._packed, bias, **options, activation=self.activation, residual=residual)
 
     def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
         raise RuntimeError("FusedConv2d.backward: it is for inference; train the model that was folded")
@@ -58,7 +65,8 @@ def fold_batch_norm(model: Module) -> Module:
 
     In every Sequential, a Conv2d with the BatchNorm2d and the ReLU or ReLU6 that follow becomes one convolution; in a
     Residual whose body then ends in a convolution, that also adds the shortcut and applies the activation. Dropout is
-    left out. Outputs are those of ``model.eval()`` but for rounding.
+    left out. Outputs are those of ``model.eval()`` but for rounding. The first call packs the weights of convolutions,
+    as :func:`fastconv.pack_weight` does, and makes them read-only: assign ``weight.data`` to change them.
 
     Parameters
     ----------

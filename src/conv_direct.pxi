@@ -173,6 +173,10 @@ cdef ptrdiff_t image_shares(ConvPlan plan):
 
 # ---- depthwise ----
 
+cdef enum:
+    DEPTHWISE_WORK = 4  # a multiply-add of these takes as long as so many of a matrix product
+
+
 cdef struct DepthwiseJob:
     kernels_t k
     size_t es
@@ -253,7 +257,7 @@ cdef void fill_masks(DepthwiseJob *j, char *zeros, char *bits) noexcept nogil:
 cdef int run_depthwise(DepthwiseJob *j, double flops) except -1:
     cdef fc_plane *p = &j.plane
     cdef size_t zeros = aligned(p.in_[1] * j.es), bits = mask_bytes(j)
-    cdef int threads = threads_for(flops)
+    cdef int threads = threads_for(DEPTHWISE_WORK * flops)
     j.blocks = 1 if j.spread else max(<ptrdiff_t>1, min(16 // j.planes, p.out[0] // 8))
     j.block_rows = ceil_div(ceil_div(p.out[0], j.blocks), 8) * 8
     j.blocks = ceil_div(p.out[0], j.block_rows)
@@ -317,7 +321,7 @@ cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, 
                                         char *grad_weight) except -1:
     """The weight gradient by depthwise.h; returns whether it serves.  Images are cut into shares, summed pairwise."""
     cdef DepthwiseJob j
-    cdef int threads = threads_for(plan.flops)
+    cdef int threads = threads_for(DEPTHWISE_WORK * plan.flops)
     cdef ptrdiff_t weights = plan.groups * plan.oc * plan.taps
     if not depthwise_plane(plan, &j.plane):
         return 0

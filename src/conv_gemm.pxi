@@ -25,8 +25,13 @@ cdef extern from *:
     """
     /* Cython cannot declare array members of an extern struct as lvalues; these keep the drivers readable. */
     static void fc_set3(ptrdiff_t *to, ptrdiff_t d, ptrdiff_t h, ptrdiff_t w) { to[0] = d, to[1] = h, to[2] = w; }
+    static void fc_fetch(const char *p, size_t stride, int rows, size_t bytes) {
+        for (int i = 0; i < rows; i++, p += stride)
+            for (size_t b = 0; b < bytes + 63; b += 64) __builtin_prefetch(p + (b < bytes ? b : bytes - 1));
+    }
     """
     void fc_set3(ptrdiff_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
+    void fc_fetch(const char *, size_t, int, size_t) noexcept nogil
 
 
 cdef struct Blocking:
@@ -315,6 +320,10 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
     cdef int r
     if bias != NULL:
         bias = bias + i * es if first else NULL
+    if last and residual != NULL:  # is read when the product is done
+        for r in range(q.count):
+            m = q.run + r
+            fc_fetch(residual + (at + output_offset(s, m)) * es, s.out_channel * es, rows, m.len * es)
     if q.count == 1 and s.out_pixel[2] == 1:
         k.gemm(kc, a, b, out + (at + output_offset(s, q.run)) * es, s.out_channel, rows, <int>q.cols, not first, bias)
     else:
