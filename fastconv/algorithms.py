@@ -48,6 +48,7 @@ FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
+SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without which threads would have none
 
 
 _GEMM, _DIRECT = ("kc", "panels", "rows", "held"), ("rows",)
@@ -234,7 +235,9 @@ def direct_cost(s: Sweep, tile: Tile) -> float:
     scatter = tile.lanes * vectors * s.rows if s.sweeps > 1 else 0
     load = max(0.55 if tile.mr * tile.nr > 128 else 0.65, 1.5 / s.rows)  # small tiles share fewer loads
     work = s.taps * s.channels * s.rows * (vectors * load + (WEIGHT if s.sweeps > 1 else LINE_WEIGHT)) + scatter
-    return s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
+    cost = s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
+    tasks = s.n * s.groups * math.ceil(s.height / direct_blocking(s, tile)[0])
+    return cost * max(1.0, SHARED / tasks) if cost > SERIAL else cost
 
 
 def winograd_cost(

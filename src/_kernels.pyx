@@ -114,6 +114,7 @@ cdef extern from "micro.h" nogil:
         const char *isa
         int mr, nr, lanes
         void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int,
+                     const void *,
                      const void *) noexcept nogil
         void (*gemm_lines)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, void *, ptrdiff_t, int, int,
                            const fc_ahead *) noexcept nogil

@@ -310,8 +310,8 @@ cdef struct PanelRuns:
 
 
 cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRuns *q, ptrdiff_t i, int rows,
-                            ptrdiff_t kc, const char *a, const char *b, bint first, bint last, const char *bias,
-                            const char *residual, char *out, char *tile) noexcept nogil:
+                            ptrdiff_t kc, const char *a, const char *next_a, const char *b, bint first, bint last,
+                            const char *bias, const char *residual, char *out, char *tile) noexcept nogil:
     """Rows [i, i + rows) of one pixel panel: what one slice of K adds to them; the first starts, the last finishes."""
     cdef kernels_t k = j.k
     cdef size_t es = j.es
@@ -325,9 +325,10 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
             m = q.run + r
             fc_fetch(residual + (at + output_offset(s, m)) * es, s.out_channel * es, rows, m.len * es)
     if q.count == 1 and s.out_pixel[2] == 1:
-        k.gemm(kc, a, b, out + (at + output_offset(s, q.run)) * es, s.out_channel, rows, <int>q.cols, not first, bias)
+        k.gemm(kc, a, b, out + (at + output_offset(s, q.run)) * es, s.out_channel, rows, <int>q.cols, not first, bias,
+               next_a)
     else:
-        k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias)
+        k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias, next_a)
         k.store_runs(s, q.run, q.count, tile, rows, out + at * es, not first)
     if last and (j.activation or residual != NULL):
         for r in range(q.count):
@@ -363,7 +364,7 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef char *b = scratch
     cdef PanelRuns *panel = <PanelRuns *>(scratch + j.b_size)
     cdef char *tile = scratch + j.b_size + j.runs_size
-    cdef ptrdiff_t p, i, i0, k0, k1, kc, stride, count, slice_, together = max(<ptrdiff_t>1, TOGETHER // nr)
+    cdef ptrdiff_t p, i, i0, i1, next_i, k0, k1, kc, stride, count, slice_, together = max(<ptrdiff_t>1, TOGETHER // nr)
     cdef fc_run[64] run
     cdef PanelRuns *q
 
@@ -381,10 +382,13 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             count = min(together * nr, pixels - pixel0 - p * nr, (panels - p) * nr)
             k.pack_pixels(s, run, find_runs(s, pixel0 + p * nr, count, run), x, k0, k1, b + p * stride * es, stride)
         for i0 from row0 <= i0 < row1 by j.blocking.held:
+            i1 = min(i0 + j.blocking.held, row1)
             for p in range(panels):
-                for i from i0 <= i < min(i0 + j.blocking.held, row1) by mr:
+                for i from i0 <= i < i1 by mr:
+                    next_i = i + mr if i + mr < i1 or p == panels - 1 else i0
                     sweep_tile(j, s, panel + p, i, <int>min(mr, row1 - i), kc, a + (i * depth + k0 * mr) * es,
-                               b + p * stride * es, slice_ == 0, slice_ == slices - 1, bias, residual, out, tile)
+                               a + (next_i * depth + k0 * mr) * es, b + p * stride * es, slice_ == 0,
+                               slice_ == slices - 1, bias, residual, out, tile)
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:

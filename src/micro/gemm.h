@@ -10,6 +10,9 @@
 
 #define FC_VECTORS (FC_NR / FC_LANES)
 
+/* A panel of B that is a cache line wide stays in L1 while row panels stream past it: see gemm_blocking */
+#define FC_B_STAYS (FC_VECTORS * FC_VEC_BYTES <= 64)
+
 #define GEMM_PACKED 0 /* A[k][mr] */
 #define GEMM_LINES 1  /* A[i * step + k] */
 #define GEMM_ROWS 2   /* A[row[i] + run[r] + k * step] */
@@ -45,7 +48,9 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                 __builtin_prefetch(next_a + 8 * k, 0, 3); /* rows * len elements and a little more */
                 __builtin_prefetch(next_b, 0, 2);
                 next_b += next_step;
-            } else {
+            } else if (kind == GEMM_PACKED && FC_B_STAYS)
+                __builtin_prefetch(next_a + k * FC_MR, 0, 3);
+            else {
                 FC_UNROLL
                 for (int v = 0; v < vectors * FC_VEC_BYTES; v += 64) /* B streams from the second-level cache */
                     __builtin_prefetch((const char *)(b + 8 * FC_NR) + v, 0, 3);
@@ -94,12 +99,12 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
 #define FC_EACH_TILE(DO) FC_EACH_TAIL(DO) FC_EACH_VECTORS(DO, FC_MR)
 
 static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols,
-                            int accumulate, const void *bias) {
+                            int accumulate, const void *bias, const void *next) {
     const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
     switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
     case r * 4 + v: \
-        gemm_tile(r, v, GEMM_PACKED, 1, NULL, k, a, NULL, 0, b, c, ldc, last, accumulate, bias, NULL, NULL, 0); \
+        gemm_tile(r, v, GEMM_PACKED, 1, NULL, k, a, NULL, 0, b, c, ldc, last, accumulate, bias, next, NULL, 0); \
         break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE

@@ -131,9 +131,10 @@ typedef struct {
     const char *isa;
     int mr, nr, lanes;
 
-    /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a row, or NULL) starts the sum. */
+    /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a row, or NULL) starts the sum.  `next`
+     * is the panel of A that comes next: where B stays in L1 it is fetched meanwhile. */
     void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate,
-                 const void *bias);
+                 const void *bias, const void *next);
     /* The same with any number of rows of A, as they lie, lda apart; fetches what `ahead` says. */
     void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, ptrdiff_t rows, const void *b, void *c, ptrdiff_t ldc,
                        int cols, int accumulate, const fc_ahead *ahead);
