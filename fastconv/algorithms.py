@@ -36,6 +36,7 @@ L2_BLOCK = (
 )  # bytes of packed pixels that stay in a second-level cache of 1 MiB, with room for what passes through
 L1_PANEL = 24 << 10  # bytes of a panel that leave room for what streams past it
 HELD_ROWS = 192 << 10  # bytes of row panels that stay in a second-level cache of 512 KiB
+SHALLOW = 129  # K below which the output is most of the traffic: it had better be written row by row
 SLICE = 384  # K a slice: a row panel of 8 x 384 is 12 KiB of L1, and C is touched once in 384 multiply-adds
 TASKS = 16  # enough for eight threads to share evenly
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
@@ -148,7 +149,7 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int]:
     panels = min(panels, max(2, all_panels * groups // TASKS))
     tasks = groups * math.ceil(all_panels / panels)
     row_blocks = min(math.ceil(TASKS / tasks), max(1, s.rows // (4 * tile.mr)))
-    held = 1 if tile.nr * SLICE * tile.item > L1_PANEL else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
+    held = 1 if depth < SHALLOW or tile.nr * SLICE * tile.item > L1_PANEL else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
     return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr), held * tile.mr
 
 

@@ -99,6 +99,13 @@ cdef extern from "micro.h" nogil:
         const void *b
         ptrdiff_t b_step
 
+    enum:
+        FC_RELU6  # the last activation that the micro-kernel applies
+
+    ctypedef struct fc_finish:
+        const void *residual
+        int activation
+
     ctypedef struct fc_rows:
         ptrdiff_t *in_ "in"
         ptrdiff_t *out
@@ -114,8 +121,7 @@ cdef extern from "micro.h" nogil:
         const char *isa
         int mr, nr, lanes
         void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int,
-                     const void *,
-                     const void *) noexcept nogil
+                     const void *, const fc_finish *, const void *) noexcept nogil
         void (*gemm_lines)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, void *, ptrdiff_t, int, int,
                            const fc_ahead *) noexcept nogil
         void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,

@@ -155,9 +155,10 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, const RowWindow *v,
                      offset, slot + at, j.out + (base + i * s.out_channel) * es, s.out_channel, s.out_pixel[2],
                      NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es)
     if j.activation or j.residual != NULL:
-        for h in range(out_rows):
+        c = out_rows if s.out_pixel[2] == 1 and s.out_pixel[1] == s.out[2] else 1  # rows that follow one another
+        for h from 0 <= h < out_rows by c:
             at = base + h * s.out_pixel[1]
-            k.epilogue(j.out + at * es, s.out_channel, <int>s.rows, <int>s.out[2], NULL,
+            k.epilogue(j.out + at * es, s.out_channel, <int>s.rows, <int>(c * s.out[2]), NULL,
                        NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
 
 

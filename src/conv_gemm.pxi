@@ -317,6 +317,7 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
     cdef size_t es = j.es
     cdef ptrdiff_t at = i * s.out_channel
     cdef const fc_run *m
+    cdef fc_finish finish
     cdef int r
     if bias != NULL:
         bias = bias + i * es if first else NULL
@@ -325,10 +326,16 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
             m = q.run + r
             fc_fetch(residual + (at + output_offset(s, m)) * es, s.out_channel * es, rows, m.len * es)
     if q.count == 1 and s.out_pixel[2] == 1:
-        k.gemm(kc, a, b, out + (at + output_offset(s, q.run)) * es, s.out_channel, rows, <int>q.cols, not first, bias,
-               next_a)
+        at += output_offset(s, q.run)
+        finish.residual = NULL if residual == NULL else residual + at * es
+        finish.activation = j.activation
+        k.gemm(kc, a, b, out + at * es, s.out_channel, rows, <int>q.cols, not first, bias,
+               &finish if last and j.activation <= FC_RELU6 else NULL, next_a)
+        if j.activation <= FC_RELU6:
+            return
+        at = i * s.out_channel
     else:
-        k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias, next_a)
+        k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias, NULL, next_a)
         k.store_runs(s, q.run, q.count, tile, rows, out + at * es, not first)
     if last and (j.activation or residual != NULL):
         for r in range(q.count):

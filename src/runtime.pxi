@@ -451,7 +451,7 @@ def micro_kernel_rate(str type="f", double seconds=0.02, ptrdiff_t k=256):
         while total < seconds:
             start = fc_seconds()
             for i in range(100):
-                kernels.gemm(k, p, p + a, p + a + b, kernels.nr, kernels.mr, kernels.nr, 1, NULL, p)
+                kernels.gemm(k, p, p + a, p + a + b, kernels.nr, kernels.mr, kernels.nr, 1, NULL, NULL, p)
             elapsed = fc_seconds() - start
             total += elapsed
             if 200.0 * k * kernels.mr * kernels.nr / elapsed > best:

@@ -7,9 +7,6 @@
  *
  * ReLU is bound by memory.  `stream` writes past the caches: a store that misses would otherwise first read its line. */
 
-#define relu_select FC_LOCAL(relu_select)
-FC_INLINE vec relu_select(vec x, vec g) { return vec_select(x <= (vec){0}, (vec){0}, g); }
-
 /* y[i] = x[i] <= 0 ? 0 : g[i]; g may be x, y may be either */
 #define relu_loop FC_LOCAL(relu_loop)
 FC_INLINE void relu_loop(ptrdiff_t n, const REAL *g, const REAL *x, REAL *y, int stream) {
@@ -84,12 +81,6 @@ FC_INLINE vec vec_power_of_2(ivec n) {
 }
 
 /* NaN passes */
-#define vec_clamp FC_LOCAL(vec_clamp)
-FC_INLINE vec vec_clamp(vec x, REAL low, REAL high) {
-    x = vec_select(x <= vec_splat(low), vec_splat(low), x);
-    return vec_select(x >= vec_splat(high), vec_splat(high), x);
-}
-
 /* 2^n in two factors, so that results may overflow and become denormal */
 #define vec_exp FC_LOCAL(vec_exp)
 FC_INLINE vec vec_exp(vec x) {

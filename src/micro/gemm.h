@@ -21,8 +21,8 @@
 #define gemm_tile FC_LOCAL(gemm_tile)
 FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrdiff_t runs, const ptrdiff_t *run,
                          ptrdiff_t len, const REAL *a, const ptrdiff_t *row, ptrdiff_t step, const REAL *b, REAL *c,
-                         ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias, const REAL *next_a,
-                         const char *next_b, ptrdiff_t next_step) {
+                         ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias, const fc_finish *finish,
+                         const REAL *next_a, const char *next_b, ptrdiff_t next_step) {
     vec acc[FC_MR][FC_VECTORS];
     FC_UNROLL
     for (int i = 0; i < rows; i++) {
@@ -75,6 +75,12 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
             REAL *p = c + i * ldc + v * FC_LANES;
             const uint32_t bits = v == vectors - 1 ? last : FC_ALL;
             if (accumulate) acc[i][v] += vec_load_bits(p, bits);
+            if (finish) {
+                if (finish->residual)
+                    acc[i][v] += vec_load_bits((const REAL *)finish->residual + i * ldc + v * FC_LANES, bits);
+                if (finish->activation == FC_RELU) acc[i][v] = relu_select(acc[i][v], acc[i][v]);
+                if (finish->activation == FC_RELU6) acc[i][v] = vec_clamp(acc[i][v], 0, 6);
+            }
             vec_store_bits(p, acc[i][v], bits);
         }
     }
@@ -99,12 +105,12 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
 #define FC_EACH_TILE(DO) FC_EACH_TAIL(DO) FC_EACH_VECTORS(DO, FC_MR)
 
 static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols,
-                            int accumulate, const void *bias, const void *next) {
+                            int accumulate, const void *bias, const fc_finish *finish, const void *next) {
     const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
     switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
     case r * 4 + v: \
-        gemm_tile(r, v, GEMM_PACKED, 1, NULL, k, a, NULL, 0, b, c, ldc, last, accumulate, bias, next, NULL, 0); \
+        gemm_tile(r, v, GEMM_PACKED, 1, NULL, k, a, NULL, 0, b, c, ldc, last, accumulate, bias, finish, next, NULL, 0); \
         break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE
@@ -119,7 +125,7 @@ FC_INLINE ptrdiff_t lines_tiles(const int vectors, ptrdiff_t k, const REAL *a, p
     ptrdiff_t i = 0;
     for (; i + FC_MR <= rows; i += FC_MR)
         gemm_tile(FC_MR, vectors, GEMM_LINES, 1, NULL, k, a + i * lda, NULL, lda, b, c + i * ldc, ldc, last, accumulate,
-                  NULL, i + FC_MR < rows ? a + (i + FC_MR) * lda : ahead->a,
+                  NULL, NULL, i + FC_MR < rows ? a + (i + FC_MR) * lda : ahead->a,
                   (const char *)ahead->b + i / FC_MR * k * ahead->b_step, ahead->b_step);
     return i;
 }
@@ -142,7 +148,7 @@ static void FC_KERNEL(gemm_lines)(ptrdiff_t k, const void *a_, ptrdiff_t lda, pt
 #define FC_CASE(r, v) \
     case r * 4 + v: \
         gemm_tile(r, v, GEMM_LINES, 1, NULL, k, a + i * lda, NULL, lda, b, c + i * ldc, ldc, last, accumulate, NULL, \
-                  ahead->a, next_b, ahead->b_step); \
+                  NULL, ahead->a, next_b, ahead->b_step); \
         break;
         FC_EACH_TAIL(FC_CASE)
 #undef FC_CASE
@@ -163,7 +169,7 @@ FC_INLINE ptrdiff_t blocks_tiles(const int vectors, ptrdiff_t k, const REAL *a, 
     for (; i + FC_MR <= rows; i += FC_MR) {
         block_rows(i, block, row);
         gemm_tile(FC_MR, vectors, GEMM_BLOCKS, 1, NULL, k, a, row, 0, b, c + i * ldc, ldc, last, accumulate, NULL, NULL,
-                  NULL, 0);
+                  NULL, NULL, 0);
     }
     return i;
 }
@@ -186,7 +192,7 @@ static void FC_KERNEL(gemm_blocks)(ptrdiff_t k, const void *a_, ptrdiff_t block,
 #define FC_CASE(r, v) \
     case r * 4 + v: \
         gemm_tile(r, v, GEMM_BLOCKS, 1, NULL, k, a, row, 0, b, c + i * ldc, ldc, last, accumulate, NULL, NULL, NULL, \
-                  0); \
+                  NULL, 0); \
         break;
         FC_EACH_TAIL(FC_CASE)
 #undef FC_CASE
@@ -200,7 +206,7 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t
     switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
     case r * 4 + v: \
-        gemm_tile(r, v, GEMM_ROWS, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL, NULL, NULL, 0); \
+        gemm_tile(r, v, GEMM_ROWS, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL, NULL, NULL, NULL, 0); \
         break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE

@@ -118,6 +118,12 @@ typedef struct {
     ptrdiff_t b_step; /* bytes */
 } fc_ahead;
 
+/* What becomes of a finished tile before it is stored */
+typedef struct {
+    const void *residual; /* is added, or NULL; rows as far apart as those of C */
+    int activation;       /* FC_NONE, FC_RELU or FC_RELU6 */
+} fc_finish;
+
 /* The rows of a plane and of what it is unfolded, bordered or pooled to; see rows.h. */
 typedef struct {
     ptrdiff_t in[3], out[3]; /* extents; of the columns: positions */
@@ -132,9 +138,9 @@ typedef struct {
     int mr, nr, lanes;
 
     /* C[rows][cols] (+)= sum_k A[k][i] * B[k][j]; A a packed panel.  bias (one a row, or NULL) starts the sum.  `next`
-     * is the panel of A that comes next: where B stays in L1 it is fetched meanwhile. */
+     * is the panel of A that comes next: where B stays in L1 it is fetched meanwhile.  `finish` may be NULL. */
     void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate,
-                 const void *bias, const void *next);
+                 const void *bias, const fc_finish *finish, const void *next);
     /* The same with any number of rows of A, as they lie, lda apart; fetches what `ahead` says. */
     void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, ptrdiff_t rows, const void *b, void *c, ptrdiff_t ldc,
                        int cols, int accumulate, const fc_ahead *ahead);

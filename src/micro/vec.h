@@ -32,6 +32,16 @@ FC_INLINE vec vec_splat(REAL x) { return x - (vec){0}; }
 #define vec_select FC_LOCAL(vec_select)
 FC_INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
+/* x <= 0 ? 0 : g; NaN passes */
+#define relu_select FC_LOCAL(relu_select)
+FC_INLINE vec relu_select(vec x, vec g) { return vec_select(x <= (vec){0}, (vec){0}, g); }
+
+#define vec_clamp FC_LOCAL(vec_clamp)
+FC_INLINE vec vec_clamp(vec x, REAL low, REAL high) {
+    x = vec_select(x <= vec_splat(low), vec_splat(low), x);
+    return vec_select(x >= vec_splat(high), vec_splat(high), x);
+}
+
 /* ceil(a / b) for any a and b > 0; a division takes longer than a row of vectors, and b is nearly always 1 or 2 */
 #define ceil_div FC_LOCAL(ceil_div)
 FC_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) {
