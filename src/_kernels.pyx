@@ -83,6 +83,7 @@ cdef extern from "micro.h" nogil:
         ptrdiff_t *kernel
         ptrdiff_t step, weight_step, top, left, first, last
         const void *zeros
+        int outermost
         ptrdiff_t masks
         const uint32_t *bits
 
@@ -169,14 +170,16 @@ cdef extern from "micro.h" nogil:
         void (*avg_pool_pixels_gather)(const fc_pool_row *, const void *, void *) noexcept nogil
         void (*direct)(int, ptrdiff_t, ptrdiff_t, const void *, const void *, const ptrdiff_t *, const fc_slot *,
                        void *,
-                       ptrdiff_t, ptrdiff_t, const void *) noexcept nogil
+                       ptrdiff_t, ptrdiff_t, const void *,
+                       const fc_finish *) noexcept nogil
         void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                             ptrdiff_t) noexcept nogil
         void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
                            const ptrdiff_t *,
                            void *) noexcept nogil
         void (*plane_masks)(const fc_plane *, uint32_t *) noexcept nogil
-        void (*depthwise)(const fc_plane *, const void *, const void *, const void *, void *) noexcept nogil
+        void (*depthwise)(const fc_plane *, const void *, const void *, const void *, const fc_finish *,
+                          void *) noexcept nogil
         void (*depthwise_spread)(const fc_plane *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_dot)(const fc_plane *, const void *, const void *, void *) noexcept nogil
         void (*load_patch)(const fc_image *, const void *, int, int, void *) noexcept nogil

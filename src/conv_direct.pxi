@@ -139,6 +139,9 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, const RowWindow *v,
     cdef ptrdiff_t *offset = <ptrdiff_t *>(scratch + j.b_size)
     cdef fc_slot *slot = <fc_slot *>(scratch + j.b_size + j.runs_size)
     cdef ptrdiff_t i, h, slots, t, c, most = 8
+    cdef fc_finish finish
+    cdef bint finishes = s.out_pixel[2] == 1 and (j.activation or j.residual != NULL)
+    finish.activation = finished_activation(j.activation)
     for c in range(s.channels):  # k = (channel, tap): a channel's rows stay in L1 for all taps
         for t in range(s.ntaps):
             offset[c * s.ntaps + t] = c * v.plane + (offset[t] if c > 0 else row_offset(s, v, t))
@@ -151,15 +154,17 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, const RowWindow *v,
     cdef ptrdiff_t some = slots if s.rows <= k.mr else SLOTS
     for at from 0 <= at < slots by some:
         for i from 0 <= i < s.rows by k.mr:
+            if finishes:
+                finish.residual = (NULL if j.residual == NULL else j.residual + (base + i * s.out_channel) * es)
             k.direct(<int>min(<ptrdiff_t>k.mr, s.rows - i), min(some, slots - at), depth, a + i * depth * es, rows,
                      offset, slot + at, j.out + (base + i * s.out_channel) * es, s.out_channel, s.out_pixel[2],
-                     NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es)
-    if j.activation or j.residual != NULL:
+                     NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es, &finish if finishes else NULL)
+    if not finishes and (j.activation or j.residual != NULL) or j.activation != finish.activation:
         c = out_rows if s.out_pixel[2] == 1 and s.out_pixel[1] == s.out[2] else 1  # rows that follow one another
         for h from 0 <= h < out_rows by c:
             at = base + h * s.out_pixel[1]
             k.epilogue(j.out + at * es, s.out_channel, <int>s.rows, <int>(c * s.out[2]), NULL,
-                       NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
+                       NULL if j.residual == NULL or finishes else j.residual + at * es, j.activation, j.slope)
 
 
 cdef enum:
@@ -176,6 +181,7 @@ cdef ptrdiff_t image_shares(ConvPlan plan):
 
 cdef enum:
     DEPTHWISE_WORK = 4  # a multiply-add of these takes as long as so many of a matrix product
+    BESIDE = 64  # elements beside a row that a tile may read: two vectors and a filter's columns
 
 
 cdef struct DepthwiseJob:
@@ -216,6 +222,12 @@ cdef inline void depthwise_job(ConvPlan plan, ptrdiff_t rows, DepthwiseJob *j):
     j.planes = plan.n * plan.groups
 
 
+cdef inline bint is_outermost(const DepthwiseJob *j, const fc_plane *p, ptrdiff_t plane) noexcept nogil:
+    """Whether fewer elements than a tile may read beside it lie before or behind a plane of x."""
+    cdef ptrdiff_t size = p.in_[0] * p.in_[1]
+    return min(plane, j.planes - 1 - plane) * size < BESIDE
+
+
 cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: some rows of some planes, or all rows."""
     cdef DepthwiseJob *j = <DepthwiseJob *>job_
@@ -224,23 +236,27 @@ cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nog
     cdef ptrdiff_t plane0 = task // j.blocks * j.task_planes, plane, i, at, row, count, size = p.out[0] * p.out[1]
     cdef const char *x
     cdef const char *w
+    cdef fc_finish finish
+    finish.activation = finished_activation(j.activation)
     p.first = task % j.blocks * j.block_rows
     p.last = min(p.first + j.block_rows, p.out[0])
     count = (p.last - p.first) * p.out[1]
     for plane in range(plane0, min(plane0 + j.task_planes, j.planes)):
         x = j.x + plane * p.in_[0] * p.in_[1] * es
+        p.outermost = is_outermost(j, &p, plane)
         for i in range(j.rows):
             row = plane % j.groups * j.rows + i
             w = j.weight + (row * j.taps + (0 if p.weight_step > 0 else j.taps - 1)) * es
             at = (plane * j.rows + i) * size
             if j.spread:
                 j.k.depthwise_spread(&p, x, w, j.y + at * es)
-            else:
-                j.k.depthwise(&p, x, w, NULL if j.bias == NULL else j.bias + row * es, j.y + at * es)
-            if j.activation or j.residual != NULL:
+                continue
+            finish.residual = NULL if j.residual == NULL else j.residual + at * es
+            j.k.depthwise(&p, x, w, NULL if j.bias == NULL else j.bias + row * es,
+                          &finish if finish.activation or j.residual != NULL else NULL, j.y + at * es)
+            if j.activation != finish.activation:
                 at += p.first * p.out[1]
-                j.k.epilogue(j.y + at * es, count, 1, <int>count, NULL,
-                             NULL if j.residual == NULL else j.residual + at * es, j.activation, j.slope)
+                j.k.epilogue(j.y + at * es, count, 1, <int>count, NULL, NULL, j.activation, j.slope)
 
 
 cdef inline size_t mask_bytes(DepthwiseJob *j):
@@ -248,16 +264,20 @@ cdef inline size_t mask_bytes(DepthwiseJob *j):
     return aligned(j.plane.masks * j.plane.kernel[1] * sizeof(uint32_t))
 
 
+cdef inline size_t zeros_bytes(const DepthwiseJob *j) noexcept nogil:
+    return aligned((j.plane.in_[1] + 2 * BESIDE) * j.es)
+
+
 cdef void fill_masks(DepthwiseJob *j, char *zeros, char *bits) noexcept nogil:
     """What all planes share."""
-    memset(zeros, 0, j.plane.in_[1] * j.es)
+    memset(zeros, 0, zeros_bytes(j))
     j.k.plane_masks(&j.plane, <uint32_t *>bits)
-    j.plane.zeros, j.plane.bits = zeros, <uint32_t *>bits
+    j.plane.zeros, j.plane.bits = zeros + BESIDE * j.es, <uint32_t *>bits
 
 
 cdef int run_depthwise(DepthwiseJob *j, double flops) except -1:
     cdef fc_plane *p = &j.plane
-    cdef size_t zeros = aligned(p.in_[1] * j.es), bits = mask_bytes(j)
+    cdef size_t zeros = zeros_bytes(j), bits = mask_bytes(j)
     cdef int threads = threads_for(DEPTHWISE_WORK * flops)
     j.blocks = 1 if j.spread else max(<ptrdiff_t>1, min(16 // j.planes, p.out[0] // 8))
     j.block_rows = ceil_div(ceil_div(p.out[0], j.blocks), 8) * 8
@@ -306,12 +326,13 @@ cdef void depthwise_weights_task(void *job_, ptrdiff_t task, char *scratch) noex
     """Task: the weight gradient of one channel over one share of the images."""
     cdef DepthwiseJob *j = <DepthwiseJob *>job_
     cdef size_t es = j.es
-    cdef const fc_plane *p = &j.plane
+    cdef fc_plane p = j.plane
     cdef ptrdiff_t g = task % j.groups, share = task // j.groups, images = j.planes // j.groups, n, i, tap
     for i in range(j.rows):
         memset(scratch, 0, j.sums_size)
         for n in range(images * share // j.shares, images * (share + 1) // j.shares):
-            j.k.depthwise_dot(p, j.x + (n * j.groups + g) * p.in_[0] * p.in_[1] * es,
+            p.outermost = is_outermost(j, &p, n * j.groups + g)
+            j.k.depthwise_dot(&p, j.x + (n * j.groups + g) * p.in_[0] * p.in_[1] * es,
                               j.weight + ((n * j.groups + g) * j.rows + i) * p.out[0] * p.out[1] * es, scratch)
         for tap in range(j.taps):
             j.k.sum(j.k.lanes, scratch + tap * j.k.lanes * es,
@@ -331,7 +352,7 @@ cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, 
     j.plane.first, j.plane.last = 0, j.plane.out[0]
     j.shares = image_shares(plan)
     j.sums_size = aligned(plan.taps * j.k.lanes * j.es)
-    cdef size_t zeros = aligned(j.plane.in_[1] * j.es), bits = mask_bytes(&j)
+    cdef size_t zeros = zeros_bytes(&j), bits = mask_bytes(&j)
     cdef size_t partial = aligned(j.shares * weights * j.es)
     cdef Arena arena = lease(partial + zeros + bits + threads * j.sums_size)
     j.y = <char *>arena.memory

@@ -309,6 +309,11 @@ cdef struct PanelRuns:
     fc_run[48] run
 
 
+cdef inline int finished_activation(int activation) noexcept nogil:
+    """The activation that the kernels apply to what they store; of others, none."""
+    return activation if activation <= FC_RELU6 else 0
+
+
 cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRuns *q, ptrdiff_t i, int rows,
                             ptrdiff_t kc, const char *a, const char *next_a, const char *b, bint first, bint last,
                             const char *bias, const char *residual, char *out, char *tile) noexcept nogil:
@@ -328,12 +333,12 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
     if q.count == 1 and s.out_pixel[2] == 1:
         at += output_offset(s, q.run)
         finish.residual = NULL if residual == NULL else residual + at * es
-        finish.activation = j.activation
+        finish.activation = finished_activation(j.activation)
         k.gemm(kc, a, b, out + at * es, s.out_channel, rows, <int>q.cols, not first, bias,
-               &finish if last and j.activation <= FC_RELU6 else NULL, next_a)
-        if j.activation <= FC_RELU6:
+               &finish if last and (finish.activation or residual != NULL) else NULL, next_a)
+        if j.activation == finish.activation:
             return
-        at = i * s.out_channel
+        at, residual = i * s.out_channel, NULL
     else:
         k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias, NULL, next_a)
         k.store_runs(s, q.run, q.count, tile, rows, out + at * es, not first)

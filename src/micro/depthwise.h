@@ -24,30 +24,49 @@
 #endif
 enum { FC_LOCAL(most_rows) = 2 * (FC_PLANE_ROWS(1) - 1) + 7 }; /* input rows of a tile */
 
-/* Whether `n` vectors lie inside the image.  Without mask registers a masked load is a branch or many instructions, so
- * columns of the filter that need none have loops of their own. */
-#define all_inside FC_LOCAL(all_inside)
-FC_INLINE int all_inside(const uint32_t *bits, const int n) {
-    if (FC_VEC_BYTES == 64) return 0;
+/* How lanes outside the image become zeros.  Without mask registers a masked load is a branch and many instructions:
+ * vectors that lie inside are loaded plainly, and where others may be read beside the plane, so are the rest, and
+ * their lanes cleared by masks that are made once a column. */
+enum { FC_LOCAL(inside), FC_LOCAL(cleared), FC_LOCAL(masked) };
+#define INSIDE FC_LOCAL(inside)
+#define CLEARED FC_LOCAL(cleared)
+#define MASKED FC_LOCAL(masked)
+
+/* How `n` vectors are loaded */
+#define how_to_load FC_LOCAL(how_to_load)
+FC_INLINE int how_to_load(const fc_plane *p, const uint32_t *bits, const int n) {
+    if (FC_VEC_BYTES == 64) return MASKED;
     uint32_t all = FC_ALL;
     FC_UNROLL
     for (int i = 0; i < n; i++) all &= bits[i];
-    return all == FC_ALL;
+    return all == FC_ALL ? INSIDE : p->outermost ? MASKED : CLEARED;
 }
 
-#define load_inside FC_LOCAL(load_inside)
-FC_INLINE vec load_inside(const int inside, const REAL *p, uint32_t bits) {
-    return inside ? vec_load(p) : vec_load_edge(p, bits);
+#define load_lanes_by FC_LOCAL(load_lanes_by)
+FC_INLINE vec load_lanes_by(const int how, const REAL *p, uint32_t bits, ivec mask) {
+    return how == INSIDE ? vec_load(p) : how == CLEARED ? (vec)((ivec)vec_load(p) & mask) : vec_load_edge(p, bits);
 }
+
+/* DO(how), for a constant */
+#define FC_EACH_LOAD(how, DO) \
+    if (FC_VEC_BYTES == 64 || (how) == MASKED) \
+        DO(MASKED); \
+    else if ((how) == INSIDE) \
+        DO(INSIDE); \
+    else \
+        DO(CLEARED)
 
 /* acc += column j of the filter, or at step 2 columns j and, if `both`, j + 1 */
 #define plane_column FC_LOCAL(plane_column)
-FC_INLINE void plane_column(const int K, const int step, const int V, const int both, const int inside,
+FC_INLINE void plane_column(const int K, const int step, const int V, const int both, const int how,
                             const REAL *const *row,
                             ptrdiff_t col, const uint32_t *bits, const REAL *w, const fc_plane *p,
                             vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS]) {
     const int R = FC_PLANE_ROWS(V);
     vec w0[7], w1[7];
+    ivec mask[2 * FC_PLANE_VECTORS];
+    FC_UNROLL
+    for (int v = 0; v < V * step; v++) mask[v] = how == CLEARED ? vec_mask(bits[v]) : (ivec){0};
     FC_UNROLL
     for (int k = 0; k < K; k++) {
         w0[k] = vec_splat(w[k * p->kernel[1] * p->weight_step]);
@@ -58,9 +77,9 @@ FC_INLINE void plane_column(const int K, const int step, const int V, const int 
         FC_UNROLL
         for (int v = 0; v < V; v++) {
             const REAL *src = row[i] + col + v * step * FC_LANES;
-            vec even = load_inside(inside, src, inside ? 0 : bits[v * step]), odd = even;
+            vec even = load_lanes_by(how, src, bits[v * step], mask[v * step]), odd = even;
             if (step == 2) {
-                const vec next = load_inside(inside, src + FC_LANES, inside ? 0 : bits[v * step + 1]);
+                const vec next = load_lanes_by(how, src + FC_LANES, bits[v * step + 1], mask[v * step + 1]);
                 if (both) odd = vec_odd(even, next);
                 even = vec_even(even, next);
             }
@@ -77,8 +96,8 @@ FC_INLINE void plane_column(const int K, const int step, const int V, const int 
 
 #define plane_tile FC_LOCAL(plane_tile)
 FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_plane *p, const REAL *const *row,
-                          ptrdiff_t col, const uint32_t *bits, const REAL *w, REAL bias, REAL *y, ptrdiff_t rows,
-                          uint32_t last) {
+                          ptrdiff_t col, const uint32_t *bits, const REAL *w, REAL bias, const fc_finish *finish, REAL *y,
+                          ptrdiff_t at, ptrdiff_t rows, uint32_t last) {
     const int R = FC_PLANE_ROWS(V);
     const ptrdiff_t cols = p->kernel[1];
     vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS];
@@ -88,25 +107,34 @@ FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_pla
         for (int v = 0; v < V; v++) acc[r][v] = vec_splat(bias);
     }
     ptrdiff_t j = 0;
-    for (; j + step <= cols; j += step)
-        if (all_inside(bits + j * p->masks, V * step))
-            plane_column(K, step, V, step == 2, 1, row, col + j, bits, w + j * p->weight_step, p, acc);
-        else
-            plane_column(K, step, V, step == 2, 0, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
-    if (j < cols) plane_column(K, step, V, 0, 0, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc);
+    for (; j + step <= cols; j += step) {
+#define FC_COLUMN(how) \
+    plane_column(K, step, V, step == 2, how, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc)
+        FC_EACH_LOAD(how_to_load(p, bits + j * p->masks, V * step), FC_COLUMN);
+#undef FC_COLUMN
+    }
+    if (j < cols) {
+#define FC_COLUMN(how) \
+    plane_column(K, step, V, 0, how, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc)
+        FC_EACH_LOAD(how_to_load(p, bits + j * p->masks, V * step), FC_COLUMN);
+#undef FC_COLUMN
+    }
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         if (r >= rows) break;
         FC_UNROLL
-        for (int v = 0; v < V; v++)
-            vec_store_bits(y + r * p->out[1] + v * FC_LANES, acc[r][v], v == V - 1 ? last : FC_ALL);
+        for (int v = 0; v < V; v++) {
+            const uint32_t stored = v == V - 1 ? last : FC_ALL;
+            if (finish) acc[r][v] = finished(acc[r][v], finish, at + r * p->out[1] + v * FC_LANES, stored);
+            vec_store_bits(y + at + r * p->out[1] + v * FC_LANES, acc[r][v], stored);
+        }
     }
 }
 
 /* V vectors wide and all output rows high */
 #define plane_strip FC_LOCAL(plane_strip)
 FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_plane *p, const REAL *x, const REAL *w,
-                           REAL bias, ptrdiff_t o, REAL *y) {
+                           REAL bias, const fc_finish *finish, ptrdiff_t o, REAL *y) {
     enum { AHEAD = 8 }; /* rows: masked loads do not train the prefetchers */
     const int R = FC_PLANE_ROWS(V), inputs = step * (R - 1) + K;
     const ptrdiff_t left = p->out[1] - o;
@@ -124,8 +152,8 @@ FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_pl
             FC_UNROLL
             for (int v = 0; v < V * step; v++) __builtin_prefetch(next + v * FC_LANES);
         }
-        plane_tile(K, step, V, p, row, o * step + p->left, p->bits + o / FC_LANES * step, w, bias,
-                   y + r * p->out[1] + o, p->last - r, last);
+        plane_tile(K, step, V, p, row, o * step + p->left, p->bits + o / FC_LANES * step, w, bias, finish, y,
+                   r * p->out[1] + o, p->last - r, last);
     }
 }
 
@@ -153,8 +181,8 @@ FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_pl
 
 #define plane_strips FC_LOCAL(plane_strips)
 FC_INLINE void plane_strips(const int K, const int step, const fc_plane *p, const REAL *x, const REAL *w, REAL bias,
-                            REAL *y) {
-#define FC_STRIP(V, o) plane_strip(K, step, V, p, x, w, bias, o, y)
+                            const fc_finish *finish, REAL *y) {
+#define FC_STRIP(V, o) plane_strip(K, step, V, p, x, w, bias, finish, o, y)
     FC_EACH_STRIP(p->out[1], FC_STRIP)
 #undef FC_STRIP
 }
@@ -182,9 +210,10 @@ static void FC_KERNEL(plane_masks)(const fc_plane *p, uint32_t *bits) {
     }
 
 /* Output rows [first, last) of a plane */
-static void FC_KERNEL(depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, void *y) {
+static void FC_KERNEL(depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias,
+                                 const fc_finish *finish, void *y) {
     const REAL b = bias ? *(const REAL *)bias : 0;
-#define FC_PLANE(K, step) plane_strips(K, step, p, x, w, b, y)
+#define FC_PLANE(K, step) plane_strips(K, step, p, x, w, b, finish, y)
     FC_EACH_PLANE(p, FC_PLANE)
 #undef FC_PLANE
 }
@@ -193,13 +222,17 @@ static void FC_KERNEL(depthwise)(const fc_plane *p, const void *x, const void *w
 
 /* acc[u][row parity][column parity] += columns j and, if `both`, j + 1 of the filter */
 #define spread_column FC_LOCAL(spread_column)
-FC_INLINE void spread_column(const int K, const int U, const int V, const int both, const int inside,
+FC_INLINE void spread_column(const int K, const int U, const int V, const int both, const int how,
                              const fc_plane *p, const REAL *g, const REAL *w, ptrdiff_t u0, ptrdiff_t col, vec acc[2][2][2][2]) {
     const int back = (K - 1) / 2; /* rows of dY above u that reach it */
     vec w0[7], w1[7];
     uint32_t bits[2];
+    ivec mask[2];
     FC_UNROLL
-    for (int v = 0; v < V; v++) bits[v] = bits_range(-col - v * FC_LANES, p->in[1] - col - v * FC_LANES);
+    for (int v = 0; v < V; v++) {
+        bits[v] = bits_range(-col - v * FC_LANES, p->in[1] - col - v * FC_LANES);
+        mask[v] = how == CLEARED ? vec_mask(bits[v]) : (ivec){0};
+    }
     FC_UNROLL
     for (int k = 0; k < K; k++) {
         w0[k] = vec_splat(w[k * p->kernel[1]]);
@@ -211,7 +244,7 @@ FC_INLINE void spread_column(const int K, const int U, const int V, const int bo
         const REAL *row = q >= 0 && q < p->in[0] ? g + q * p->in[1] : (const REAL *)p->zeros;
         FC_UNROLL
         for (int v = 0; v < V; v++) {
-            const vec gv = load_inside(inside, row + col + v * FC_LANES, bits[v]);
+            const vec gv = load_lanes_by(how, row + col + v * FC_LANES, bits[v], mask[v]);
             FC_UNROLL
             for (int k = 0; k < K; k++) {
                 const int u = i + k / 2;
@@ -234,12 +267,18 @@ FC_INLINE void spread_tile(const int K, const int U, const int V, const fc_plane
         for (int v = 0; v < V; v++) acc[u][0][0][v] = acc[u][0][1][v] = acc[u][1][0][v] = acc[u][1][1][v] = (vec){0};
     }
     ptrdiff_t j = 0;
-    for (; j + 2 <= p->kernel[1]; j += 2)
-        if (FC_VEC_BYTES < 64 && t0 >= j / 2 && t0 - j / 2 + V * FC_LANES <= p->in[1])
-            spread_column(K, U, V, 1, 1, p, g, w + j, u0, t0 - j / 2, acc);
-        else
-            spread_column(K, U, V, 1, 0, p, g, w + j, u0, t0 - j / 2, acc);
-    if (j < p->kernel[1]) spread_column(K, U, V, 0, 0, p, g, w + j, u0, t0 - j / 2, acc);
+#define FC_SPREAD(how) spread_column(K, U, V, both, how, p, g, w + j, u0, t0 - j / 2, acc)
+#define FC_COLUMNS() (t0 >= j / 2 && t0 - j / 2 + V * FC_LANES <= p->in[1] ? INSIDE : p->outermost ? MASKED : CLEARED)
+    for (; j + 2 <= p->kernel[1]; j += 2) {
+        enum { both = 1 };
+        FC_EACH_LOAD(FC_COLUMNS(), FC_SPREAD);
+    }
+    if (j < p->kernel[1]) {
+        enum { both = 0 };
+        FC_EACH_LOAD(FC_COLUMNS(), FC_SPREAD);
+    }
+#undef FC_COLUMNS
+#undef FC_SPREAD
     const ptrdiff_t c = 2 * t0 + p->left;
     FC_UNROLL
     for (int u = 0; u < 2 * U; u++) {
@@ -285,23 +324,25 @@ enum { FC_LOCAL(band) = 32 };
 
 /* acc[k] += dY * x[k ...] over R rows and V vectors, for one column of the filter */
 #define dot_tile FC_LOCAL(dot_tile)
-FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const int inside,
-                        const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const REAL *g, ptrdiff_t ldg, uint32_t last, vec acc[7][4]) {
+FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const int how,
+                        const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const ivec *mask, const REAL *g, ptrdiff_t ldg, uint32_t last, vec acc[7][4]) {
     vec gv[8][FC_PLANE_VECTORS];
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         FC_UNROLL
         for (int v = 0; v < V; v++)
             gv[r][v] =
-                load_inside(inside || v < V - 1, g + r * ldg + v * FC_LANES, last);
+                v == V - 1 && how != INSIDE ? vec_load_edge(g + r * ldg + v * FC_LANES, last)
+                                            : vec_load(g + r * ldg + v * FC_LANES);
     }
     FC_UNROLL
     for (int i = 0; i < step * (R - 1) + K; i++) {
         FC_UNROLL
         for (int v = 0; v < V; v++) {
             const REAL *src = row[i] + col + v * step * FC_LANES;
-            vec xv = load_inside(inside, src, inside ? 0 : bits[v * step]);
-            if (step == 2) xv = vec_even(xv, load_inside(inside, src + FC_LANES, inside ? 0 : bits[v * step + 1]));
+            vec xv = load_lanes_by(how, src, bits[v * step], mask[v * step]);
+            if (step == 2)
+                xv = vec_even(xv, load_lanes_by(how, src + FC_LANES, bits[v * step + 1], mask[v * step + 1]));
             FC_UNROLL
             for (int r = 0; r < R; r++) {
                 const int k = i - step * r;
@@ -336,12 +377,18 @@ FC_INLINE void dot_band(const int K, const int step, const int V, const fc_plane
             for (int c = 1; c < chains; c++) acc[k][c] = (vec){0};
         }
         ptrdiff_t r = 0;
-        if (last == FC_ALL && all_inside(bits, V * step))
-            for (; r + R <= rows; r += R)
-                dot_tile(K, step, R, V, 1, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
-        for (; r + R <= rows; r += R)
-            dot_tile(K, step, R, V, 0, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
-        for (; r < rows; r++) dot_tile(K, step, 1, V, 0, row + step * r, col, bits, from + r * ldg, ldg, last, acc);
+        ivec mask[2 * FC_PLANE_VECTORS];
+        int how = how_to_load(p, bits, V * step);
+        if (how == INSIDE && last != FC_ALL) how = p->outermost ? MASKED : CLEARED; /* or dY is masked for nothing */
+        FC_UNROLL
+        for (int v = 0; v < V * step; v++) mask[v] = FC_VEC_BYTES < 64 ? vec_mask(bits[v]) : (ivec){0};
+#define FC_ROWS(how) \
+    for (; r + R <= rows; r += R) \
+    dot_tile(K, step, R, V, how, row + step * r, col, bits, mask, from + r * ldg, ldg, last, acc)
+        FC_EACH_LOAD(how, FC_ROWS);
+#undef FC_ROWS
+        for (; r < rows; r++)
+            dot_tile(K, step, 1, V, MASKED, row + step * r, col, bits, mask, from + r * ldg, ldg, last, acc);
         FC_UNROLL
         for (int k = 0; k < K; k++) {
             FC_UNROLL
@@ -368,6 +415,7 @@ static void FC_KERNEL(depthwise_dot)(const fc_plane *p, const void *x, const voi
 #undef FC_PLANE
 }
 
+#undef FC_EACH_LOAD
 #undef FC_EACH_STRIP
 #undef FC_WIDE_STRIPS
 #undef FC_EACH_PLANE

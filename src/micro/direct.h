@@ -22,7 +22,7 @@
 #define direct_tile FC_LOCAL(direct_tile)
 FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, const REAL *a, const REAL *b,
                            const ptrdiff_t *offset, const fc_slot *slot, REAL *c, ptrdiff_t ldc, ptrdiff_t step,
-                           const REAL *bias) {
+                           const REAL *bias, const fc_finish *finish) {
     vec acc[FC_MR][8];
     const REAL *src[8];
     FC_UNROLL
@@ -59,10 +59,11 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
             REAL *p = c + i * ldc + slot[s].out;
             const uint32_t bits = slot[s].bits;
             if (step == 1) {
-                if (bits & (bits + 1))
-                    vec_store_bits(p, vec_compress(acc[i][s], bits), bits_range(0, __builtin_popcount(bits)));
-                else
-                    vec_store_bits(p, acc[i][s], bits);
+                const int gaps = (bits & (bits + 1)) != 0;
+                const uint32_t first = gaps ? bits_range(0, __builtin_popcount(bits)) : bits;
+                vec v = gaps ? vec_compress(acc[i][s], bits) : acc[i][s];
+                if (finish) v = finished(v, finish, i * ldc + slot[s].out, first);
+                vec_store_bits(p, v, first);
             } else {
                 REAL lane[FC_LANES];
                 vec_store(lane, acc[i][s]);
@@ -82,12 +83,12 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
 /* C[rows][slots]; seven slots of no pixels follow the last, to fill the last tile up */
 static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b,
                               const ptrdiff_t *offset, const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step,
-                              const void *bias) {
+                              const void *bias, const fc_finish *finish) {
     switch (rows) {
 #define FC_CASE(r) \
     case r: \
         for (ptrdiff_t s = 0; s < slots; s += FC_SLOTS(r)) \
-            direct_tile(r, FC_SLOTS(r), depth, a, b, offset, slot + s, c, ldc, step, bias); \
+            direct_tile(r, FC_SLOTS(r), depth, a, b, offset, slot + s, c, ldc, step, bias, finish); \
         break;
         FC_CASE(1)
         FC_CASE(2)

@@ -18,6 +18,15 @@
 #define GEMM_ROWS 2   /* A[row[i] + run[r] + k * step] */
 #define GEMM_BLOCKS 3 /* A[row[i] + k * lanes] */
 
+/* What is stored `at` elements behind the tile's first */
+#define finished FC_LOCAL(finished)
+FC_INLINE vec finished(vec x, const fc_finish *finish, ptrdiff_t at, uint32_t bits) {
+    if (finish->residual) x += vec_load_bits((const REAL *)finish->residual + at, bits);
+    if (finish->activation == FC_RELU) x = relu_select(x, x);
+    if (finish->activation == FC_RELU6) x = vec_clamp(x, 0, 6);
+    return x;
+}
+
 #define gemm_tile FC_LOCAL(gemm_tile)
 FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrdiff_t runs, const ptrdiff_t *run,
                          ptrdiff_t len, const REAL *a, const ptrdiff_t *row, ptrdiff_t step, const REAL *b, REAL *c,
@@ -75,12 +84,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
             REAL *p = c + i * ldc + v * FC_LANES;
             const uint32_t bits = v == vectors - 1 ? last : FC_ALL;
             if (accumulate) acc[i][v] += vec_load_bits(p, bits);
-            if (finish) {
-                if (finish->residual)
-                    acc[i][v] += vec_load_bits((const REAL *)finish->residual + i * ldc + v * FC_LANES, bits);
-                if (finish->activation == FC_RELU) acc[i][v] = relu_select(acc[i][v], acc[i][v]);
-                if (finish->activation == FC_RELU6) acc[i][v] = vec_clamp(acc[i][v], 0, 6);
-            }
+            if (finish) acc[i][v] = finished(acc[i][v], finish, i * ldc + v * FC_LANES, bits);
             vec_store_bits(p, acc[i][v], bits);
         }
     }

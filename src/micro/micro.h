@@ -96,7 +96,8 @@ typedef struct {
     ptrdiff_t weight_step;     /* 1, or -1 for a filter that is read from its end */
     ptrdiff_t top, left;       /* input position of the first tap of output (0, 0) */
     ptrdiff_t first, last;     /* output rows wanted */
-    const void *zeros;         /* an input row of zeros */
+    const void *zeros;         /* an input row of zeros, a vector of others before and behind */
+    int outermost;             /* no vector of others lies before or behind the input plane */
     ptrdiff_t masks;           /* vectors that a filter column reads of a row */
     const uint32_t *bits;      /* [filter column][masks] */
 } fc_plane;
@@ -220,7 +221,8 @@ typedef struct {
 
     /* Direct convolution of few channels; see direct.h */
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
-                   const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias);
+                   const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias,
+                   const fc_finish *finish);
     void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, ptrdiff_t step,
                         ptrdiff_t pitch, void *dst, ptrdiff_t phase);
     void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
@@ -228,7 +230,8 @@ typedef struct {
 
     /* Depthwise convolution; see depthwise.h */
     void (*plane_masks)(const fc_plane *p, uint32_t *bits);
-    void (*depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, void *y);
+    void (*depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, const fc_finish *finish,
+                      void *y);
     void (*depthwise_spread)(const fc_plane *p, const void *g, const void *w, void *y);
     void (*depthwise_dot)(const fc_plane *p, const void *x, const void *g, void *sums);
 

@@ -62,7 +62,15 @@ FC_INLINE uint32_t bits_range(ptrdiff_t lo, ptrdiff_t hi) {
 #define vec_load_edge FC_LOCAL(vec_load_edge)
 #define vec_store_bits FC_LOCAL(vec_store_bits)
 #define vec_stream FC_LOCAL(vec_stream) /* store past the caches; p is aligned to the vector */
+
+/* All ones in the lanes of `bits` */
 #define vec_mask FC_LOCAL(vec_mask)
+FC_INLINE ivec vec_mask(uint32_t bits) {
+    ivec lane;
+    FC_UNROLL
+    for (int l = 0; l < FC_LANES; l++) lane[l] = (INTEGER)1 << l;
+    return (((INTEGER)bits - (ivec){0}) & lane) == lane;
+}
 
 #if FC_VEC_BYTES == 64
 
@@ -97,10 +105,6 @@ FC_INLINE void vec_stream(REAL *p, vec v) { _mm512_stream_pd(p, (__m512d)v); }
 #elif FC_VEC_BYTES == 32
 
 #if FC_REAL_BYTES == 4
-FC_INLINE ivec vec_mask(uint32_t bits) {
-    const ivec lane = {1, 2, 4, 8, 16, 32, 64, 128};
-    return (((INTEGER)bits - (ivec){0}) & lane) == lane;
-}
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm256_maskload_ps(p, (__m256i)vec_mask(bits));
 }
@@ -119,10 +123,6 @@ FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
 }
 FC_INLINE void vec_stream(REAL *p, vec v) { _mm256_stream_ps(p, (__m256)v); }
 #else
-FC_INLINE ivec vec_mask(uint32_t bits) {
-    const ivec lane = {1, 2, 4, 8};
-    return (((INTEGER)bits - (ivec){0}) & lane) == lane;
-}
 FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm256_maskload_pd(p, (__m256i)vec_mask(bits));
 }
