@@ -58,11 +58,10 @@ FC_INLINE vec load_lanes_by(const int how, const REAL *p, uint32_t bits, ivec ma
 
 /* acc += column j of the filter, or at step 2 columns j and, if `both`, j + 1 */
 #define plane_column FC_LOCAL(plane_column)
-FC_INLINE void plane_column(const int K, const int step, const int V, const int both, const int how,
+FC_INLINE void plane_column(const int K, const int step, const int R, const int V, const int both, const int how,
                             const REAL *const *row,
                             ptrdiff_t col, const uint32_t *bits, const REAL *w, const fc_plane *p,
                             vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS]) {
-    const int R = FC_PLANE_ROWS(V);
     vec w0[7], w1[7];
     ivec mask[2 * FC_PLANE_VECTORS];
     FC_UNROLL
@@ -95,10 +94,9 @@ FC_INLINE void plane_column(const int K, const int step, const int V, const int 
 }
 
 #define plane_tile FC_LOCAL(plane_tile)
-FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_plane *p, const REAL *const *row,
-                          ptrdiff_t col, const uint32_t *bits, const REAL *w, REAL bias, const fc_finish *finish, REAL *y,
+FC_INLINE void plane_tile(const int K, const int step, const int R, const int V, const fc_plane *p,
+                          const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const REAL *w, REAL bias, const fc_finish *finish, REAL *y,
                           ptrdiff_t at, ptrdiff_t rows, uint32_t last) {
-    const int R = FC_PLANE_ROWS(V);
     const ptrdiff_t cols = p->kernel[1];
     vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS];
     FC_UNROLL
@@ -109,13 +107,13 @@ FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_pla
     ptrdiff_t j = 0;
     for (; j + step <= cols; j += step) {
 #define FC_COLUMN(how) \
-    plane_column(K, step, V, step == 2, how, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc)
+    plane_column(K, step, R, V, step == 2, how, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc)
         FC_EACH_LOAD(how_to_load(p, bits + j * p->masks, V * step), FC_COLUMN);
 #undef FC_COLUMN
     }
     if (j < cols) {
 #define FC_COLUMN(how) \
-    plane_column(K, step, V, 0, how, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc)
+    plane_column(K, step, R, V, 0, how, row, col + j, bits + j * p->masks, w + j * p->weight_step, p, acc)
         FC_EACH_LOAD(how_to_load(p, bits + j * p->masks, V * step), FC_COLUMN);
 #undef FC_COLUMN
     }
@@ -128,32 +126,6 @@ FC_INLINE void plane_tile(const int K, const int step, const int V, const fc_pla
             if (finish) acc[r][v] = finished(acc[r][v], finish, at + r * p->out[1] + v * FC_LANES, stored);
             vec_store_bits(y + at + r * p->out[1] + v * FC_LANES, acc[r][v], stored);
         }
-    }
-}
-
-/* V vectors wide and all output rows high */
-#define plane_strip FC_LOCAL(plane_strip)
-FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_plane *p, const REAL *x, const REAL *w,
-                           REAL bias, const fc_finish *finish, ptrdiff_t o, REAL *y) {
-    enum { AHEAD = 8 }; /* rows: masked loads do not train the prefetchers */
-    const int R = FC_PLANE_ROWS(V), inputs = step * (R - 1) + K;
-    const ptrdiff_t left = p->out[1] - o;
-    const uint32_t last = bits_range(0, left - (V - 1) * FC_LANES);
-    const REAL *row[FC_LOCAL(most_rows)];
-    for (ptrdiff_t r = p->first; r < p->last; r += R) {
-        FC_UNROLL
-        for (int i = 0; i < inputs; i++) {
-            const ptrdiff_t h = r * step + p->top + i;
-            row[i] = h >= 0 && h < p->in[0] ? x + h * p->in[1] : (const REAL *)p->zeros;
-        }
-        FC_UNROLL
-        for (int i = 0; i < R * step; i++) {
-            const REAL *next = x + (r * step + p->top + inputs + i + AHEAD) * p->in[1] + o * step;
-            FC_UNROLL
-            for (int v = 0; v < V * step; v++) __builtin_prefetch(next + v * FC_LANES);
-        }
-        plane_tile(K, step, V, p, row, o * step + p->left, p->bits + o / FC_LANES * step, w, bias, finish, y,
-                   r * p->out[1] + o, p->last - r, last);
     }
 }
 
@@ -179,12 +151,48 @@ FC_INLINE void plane_strip(const int K, const int step, const int V, const fc_pl
         } \
     }
 
+/* V vectors wide, from column o on */
+#define plane_strip FC_LOCAL(plane_strip)
+FC_INLINE void plane_strip(const int K, const int step, const int R, const int V, const fc_plane *p, const REAL *x,
+                           const REAL *const *row, const REAL *w, REAL bias, const fc_finish *finish, ptrdiff_t r,
+                           ptrdiff_t o, REAL *y) {
+    enum { AHEAD = 8 }; /* rows: masked loads do not train the prefetchers */
+    const uint32_t last = bits_range(0, p->out[1] - o - (V - 1) * FC_LANES);
+    FC_UNROLL
+    for (int i = 0; i < R * step; i++) {
+        const REAL *next = x + (r * step + p->top + step * (R - 1) + K + i + AHEAD) * p->in[1] + o * step;
+        FC_UNROLL
+        for (int v = 0; v < V * step; v++) __builtin_prefetch(next + v * FC_LANES);
+    }
+    plane_tile(K, step, R, V, p, row, o * step + p->left, p->bits + o / FC_LANES * step, w, bias, finish, y,
+               r * p->out[1] + o, p->last - r, last);
+}
+
+/* R output rows from r on, in strips: rows follow one another in memory, which the prefetchers like */
+#define plane_rows FC_LOCAL(plane_rows)
+FC_INLINE void plane_rows(const int K, const int step, const int R, const fc_plane *p, const REAL *x, const REAL *w,
+                          REAL bias, const fc_finish *finish, ptrdiff_t r, REAL *y) {
+    const int inputs = step * (R - 1) + K;
+    const REAL *row[FC_LOCAL(most_rows)];
+    FC_UNROLL
+    for (int i = 0; i < inputs; i++) {
+        const ptrdiff_t h = r * step + p->top + i;
+        row[i] = h >= 0 && h < p->in[0] ? x + h * p->in[1] : (const REAL *)p->zeros;
+    }
+#define FC_STRIP(V, o) plane_strip(K, step, R, V, p, x, row, w, bias, finish, r, o, y)
+    FC_EACH_STRIP(p->out[1], FC_STRIP)
+#undef FC_STRIP
+}
+
 #define plane_strips FC_LOCAL(plane_strips)
 FC_INLINE void plane_strips(const int K, const int step, const fc_plane *p, const REAL *x, const REAL *w, REAL bias,
                             const fc_finish *finish, REAL *y) {
-#define FC_STRIP(V, o) plane_strip(K, step, V, p, x, w, bias, finish, o, y)
-    FC_EACH_STRIP(p->out[1], FC_STRIP)
-#undef FC_STRIP
+    if (FC_PLANE_ROWS(1) > FC_PLANE_ROWS(2) && p->out[1] <= FC_LANES)
+        for (ptrdiff_t r = p->first; r < p->last; r += FC_PLANE_ROWS(1))
+            plane_rows(K, step, FC_PLANE_ROWS(1), p, x, w, bias, finish, r, y);
+    else
+        for (ptrdiff_t r = p->first; r < p->last; r += FC_PLANE_ROWS(2))
+            plane_rows(K, step, FC_PLANE_ROWS(2), p, x, w, bias, finish, r, y);
 }
 
 /* bits[j * masks + i]: the lanes inside the image of the i-th vector that filter column j reads of a row */

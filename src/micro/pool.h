@@ -58,7 +58,7 @@ FC_INLINE ivec wins(vec v, vec best) { return (v > best) | (v != v); }
 FC_INLINE ivec splat_integer(INTEGER x) { return x - (ivec){0}; }
 
 #define pick FC_LOCAL(pick)
-FC_INLINE ivec pick(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & b); }
+FC_INLINE ivec pick(ivec mask, ivec a, ivec b) { return (ivec)vec_select(mask, (vec)a, (vec)b); }
 
 #define lane_numbers FC_LOCAL(lane_numbers)
 FC_INLINE ivec lane_numbers(void) {
@@ -101,7 +101,7 @@ FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int in
                     row = pick(won, here, row);
                     best = vec_select(won, v, best);
                 } else
-                    best = vec_select(wins(v, best), v, best);
+                    best = vec_max(best, v);
             }
         vec_store(line + i, best);
         if (indexed) vec_store((REAL *)(where + i), (vec)row);
@@ -123,7 +123,7 @@ FC_INLINE void max_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y) 
         vec best = vec_splat(-FC_INFINITY);
         for (ptrdiff_t kw = w0; kw < w1; kw++) {
             const vec v = load_every(line + o * step + kw * p->dilation[2], step, left);
-            best = vec_select(wins(v, best), v, best);
+            best = vec_max(best, v);
         }
         vec_store_bits(y + o, best, bits_range(0, left));
     }

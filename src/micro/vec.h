@@ -30,7 +30,27 @@ FC_INLINE vec vec_splat(REAL x) { return x - (vec){0}; }
 
 /* mask ? a : b, a mask being what a comparison returns: all ones or all zeros a lane */
 #define vec_select FC_LOCAL(vec_select)
-FC_INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+FC_INLINE vec vec_select(ivec mask, vec a, vec b) {
+#if FC_VEC_BYTES == 32 && FC_REAL_BYTES == 4
+    return (vec)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+#elif FC_VEC_BYTES == 32
+    return (vec)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)mask);
+#else
+    return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
+#endif
+}
+
+/* The larger, the first of equal ones; NaN where either is, the last */
+#define vec_max FC_LOCAL(vec_max)
+FC_INLINE vec vec_max(vec first, vec last) {
+#if FC_VEC_BYTES == 32 && FC_REAL_BYTES == 4
+    return vec_select(last != last, last, (vec)_mm256_max_ps((__m256)last, (__m256)first)); /* first where either is NaN */
+#elif FC_VEC_BYTES == 32
+    return vec_select(last != last, last, (vec)_mm256_max_pd((__m256d)last, (__m256d)first));
+#else
+    return vec_select((last > first) | (last != last), last, first);
+#endif
+}
 
 /* x <= 0 ? 0 : g; NaN passes */
 #define relu_select FC_LOCAL(relu_select)
