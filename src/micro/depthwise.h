@@ -310,8 +310,10 @@ FC_INLINE void spread(const int K, const fc_plane *p, const REAL *g, const REAL 
     const ptrdiff_t u0 = -p->top / 2, u1 = (p->out[0] - 1 - p->top) / 2 + 1;
     for (ptrdiff_t u = u0; u < u1; u += 2) {
         ptrdiff_t t = t0;
+#if FC_PLANE_VECTORS == 4 /* 16 accumulators and a column's weights */
         for (; t + FC_LANES < t1; t += 2 * FC_LANES) spread_tile(K, 2, 2, p, g, w, u, t, y);
-        if (t < t1) spread_tile(K, 2, 1, p, g, w, u, t, y);
+#endif
+        for (; t < t1; t += FC_LANES) spread_tile(K, 2, 1, p, g, w, u, t, y);
     }
 }
 
@@ -326,7 +328,7 @@ static void FC_KERNEL(depthwise_spread)(const fc_plane *p, const void *g, const 
 
 /* ---- weight gradient ---- */
 
-enum { FC_LOCAL(band) = 32 };
+enum { FC_LOCAL(band) = 16 };
 #define FC_DOT_ROWS(K, V) (FC_MR < 8 ? 2 : (V) == 1 ? 8 : (K) <= 3 || (V) == 2 ? 4 : 2)
 #define FC_DOT_CHAINS(K) (FC_MR == 8 && (K) <= 3 ? 4 : 2)
 
@@ -360,7 +362,16 @@ FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, c
     }
 }
 
-/* A band of at most BAND rows, V vectors wide, for all columns of the filter; it stays in L1 for them */
+/* Lines [from, to) of `size` elements, cut in `of` parts */
+#define fetch_share FC_LOCAL(fetch_share)
+FC_INLINE void fetch_share(const REAL *p, ptrdiff_t size, ptrdiff_t from, ptrdiff_t to, ptrdiff_t of) {
+    const char *end = (const char *)(p + size * to / of);
+    for (const char *line = (const char *)(p + size * from / of); line < end; line += 64)
+        __builtin_prefetch(line, 0, 2);
+}
+
+/* A band of at most BAND rows, V vectors wide, for all columns of the filter; it stays in L1 for them.  Meanwhile a share
+ * of the next band is fetched in the order of memory, which strips do not have. */
 #define dot_band FC_LOCAL(dot_band)
 FC_INLINE void dot_band(const int K, const int step, const int V, const fc_plane *p, const REAL *x, const REAL *g,
                         ptrdiff_t o, ptrdiff_t r0, ptrdiff_t rows, REAL *sums) {
@@ -370,8 +381,11 @@ FC_INLINE void dot_band(const int K, const int step, const int V, const fc_plane
     for (ptrdiff_t i = 0; i < step * (rows - 1) + K; i++) {
         const ptrdiff_t h = r0 * step + p->top + i;
         row[i] = h >= 0 && h < p->in[0] ? x + h * p->in[1] : (const REAL *)p->zeros;
-        FC_UNROLL
-        for (int v = 0; v < V * step; v++) __builtin_prefetch(row[i] + o * step + v * FC_LANES);
+    }
+    const ptrdiff_t next = r0 + FC_LOCAL(band), to = o + V * FC_LANES < p->out[1] ? o + V * FC_LANES : p->out[1];
+    if (next < p->last) {
+        fetch_share(x + (next * step + p->top) * p->in[1], FC_LOCAL(band) * step * p->in[1], o, to, p->out[1]);
+        fetch_share(g + next * p->out[1], FC_LOCAL(band) * p->out[1], o, to, p->out[1]);
     }
     for (ptrdiff_t j = 0; j < p->kernel[1]; j++) {
         const ptrdiff_t col = o * step + p->left + j, ldg = p->out[1];
