@@ -146,10 +146,12 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int]:
     all_panels = max(1, math.ceil(s.pixels / tile.nr))
     groups = s.groups * s.sweeps
     panels = _split(all_panels, min(32, max(1, L2_BLOCK // (max(kc, 1) * tile.nr * tile.item))), 1)
-    panels = min(panels, max(2, all_panels * groups // TASKS))
+    narrow = tile.nr * SLICE * tile.item <= L1_PANEL
+    least = 1 if narrow and s.rows * kc * tile.item <= HELD_ROWS else 2
+    panels = min(panels, max(least, all_panels * groups // TASKS))
     tasks = groups * math.ceil(all_panels / panels)
     row_blocks = min(math.ceil(TASKS / tasks), max(1, s.rows // (4 * tile.mr)))
-    held = 1 if depth < SHALLOW or tile.nr * SLICE * tile.item > L1_PANEL else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
+    held = 1 if depth < SHALLOW or not narrow else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
     return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr), held * tile.mr
 
 
