@@ -69,6 +69,31 @@ FC_INLINE ivec lane_numbers(void) {
 
 #define FC_NOWHERE (FC_REAL_BYTES == 4 ? (INTEGER)INT32_MAX : (INTEGER)INT64_MAX)
 
+#define combined FC_LOCAL(combined)
+FC_INLINE vec combined(const int maximum, vec a, vec b) { return maximum ? vec_max(a, b) : a + b; }
+
+/* line = the maximum or the sum of `taps` rows of `width` elements that lie before `end`.  Inlined with a constant number
+ * of the usual windows' rows; what is read behind a row is overwritten in the line. */
+#define FC_MAX_TAPS 16
+#define combine_rows FC_LOCAL(combine_rows)
+FC_INLINE void combine_rows(const int maximum, const int taps, const REAL *const *row, ptrdiff_t width, const REAL *end,
+                            vec empty, REAL *line) {
+    ptrdiff_t i = 0;
+    for (; i + FC_LANES <= width; i += FC_LANES) {
+        vec best = empty;
+        for (int t = 0; t < taps; t++) best = combined(maximum, best, vec_load(row[t] + i));
+        vec_store(line + i, best);
+    }
+    if (i < width) {
+        const uint32_t bits = bits_range(0, width - i);
+        vec best = empty;
+        for (int t = 0; t < taps; t++)
+            best = combined(maximum, best,
+                            row[t] + i + FC_LANES <= end ? vec_load(row[t] + i) : vec_load_bits(row[t] + i, bits));
+        vec_store(line + i, best);
+    }
+}
+
 /* line = the maximum, with its row, or the sum of the rows of the windows */
 #define reduce_rows FC_LOCAL(reduce_rows)
 FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int indexed) {
@@ -83,33 +108,67 @@ FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int in
         line[i] = empty[0];
         if (indexed) where[i] = FC_NOWHERE;
     }
-    for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
-        const uint32_t bits = bits_range(0, p->in[2] - i);
-        vec best = empty;
-        ivec row = splat_integer(FC_NOWHERE);
+    const REAL *from = (const REAL *)p->x + (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
+    const REAL *row_of[FC_MAX_TAPS];
+    const ptrdiff_t taps = (d1 - d0) * (h1 - h0);
+    if (!indexed && d0 < d1 && h0 < h1 && taps <= FC_MAX_TAPS) {
+        int t = 0;
         for (ptrdiff_t kd = d0; kd < d1; kd++)
-            for (ptrdiff_t kh = h0; kh < h1; kh++) {
-                const ptrdiff_t above = (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
-                const ptrdiff_t first = (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
-                const REAL *src = (const REAL *)p->x + first + above + i;
-                /* what is read behind the row is overwritten below */
-                const vec v = src + FC_LANES <= end ? vec_load(src) : vec_load_bits(src, bits);
-                if (!maximum)
-                    best += v;
-                else if (indexed) { /* a column of -inf has its first row */
-                    const ivec here = splat_integer((INTEGER)above), won = wins(v, best) | (row == FC_NOWHERE);
-                    row = pick(won, here, row);
-                    best = vec_select(won, v, best);
-                } else
-                    best = vec_max(best, v);
-            }
-        vec_store(line + i, best);
-        if (indexed) vec_store((REAL *)(where + i), (vec)row);
-    }
+            for (ptrdiff_t kh = h0; kh < h1; kh++)
+                row_of[t++] = from + (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
+        if (t == 2)
+            combine_rows(maximum, 2, row_of, p->in[2], end, empty, line);
+        else if (t == 3)
+            combine_rows(maximum, 3, row_of, p->in[2], end, empty, line);
+        else if (t == 5)
+            combine_rows(maximum, 5, row_of, p->in[2], end, empty, line);
+        else
+            combine_rows(maximum, t, row_of, p->in[2], end, empty, line);
+    } else
+        for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
+            const uint32_t bits = bits_range(0, p->in[2] - i);
+            vec best = empty;
+            ivec row = splat_integer(FC_NOWHERE);
+            for (ptrdiff_t kd = d0; kd < d1; kd++)
+                for (ptrdiff_t kh = h0; kh < h1; kh++) {
+                    const ptrdiff_t above = (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
+                    const REAL *src = from + above + i;
+                    /* what is read behind the row is overwritten below */
+                    const vec v = src + FC_LANES <= end ? vec_load(src) : vec_load_bits(src, bits);
+                    if (indexed) { /* a column of -inf has its first row */
+                        const ivec here = splat_integer((INTEGER)above), won = wins(v, best) | (row == FC_NOWHERE);
+                        row = pick(won, here, row);
+                        best = vec_select(won, v, best);
+                    } else
+                        best = combined(maximum, best, v);
+                }
+            vec_store(line + i, best);
+            if (indexed) vec_store((REAL *)(where + i), (vec)row);
+        }
     for (ptrdiff_t i = p->in[2]; i < p->line_end - p->before + p->skip; i++) {
         line[i] = empty[0];
         if (indexed) where[i] = FC_NOWHERE;
     }
+}
+
+/* The maximum or the sum of taps [w0, w1) of a vector of outputs, the usual numbers of them without a loop */
+#define combine_columns FC_LOCAL(combine_columns)
+FC_INLINE vec combine_columns(const int maximum, vec best, const REAL *from, const ptrdiff_t step, ptrdiff_t dilation,
+                              ptrdiff_t w0, ptrdiff_t w1, ptrdiff_t left) {
+    from += w0 * dilation;
+    switch (w1 - w0) {
+#define FC_CASE(taps) \
+    case taps: \
+        FC_UNROLL \
+        for (int t = 0; t < taps; t++) best = combined(maximum, best, load_every(from + t * dilation, step, left)); \
+        return best;
+        FC_CASE(2)
+        FC_CASE(3)
+        FC_CASE(5)
+#undef FC_CASE
+    }
+    for (ptrdiff_t w = w0; w < w1; w++, from += dilation) best = combined(maximum, best, load_every(from, step, left));
+    return best;
 }
 
 /* Inlined with a constant step, so that loads are chosen once */
@@ -120,11 +179,7 @@ FC_INLINE void max_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y) 
         const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
         ptrdiff_t w0, w1;
         clip_taps_w(p, o, &w0, &w1);
-        vec best = vec_splat(-FC_INFINITY);
-        for (ptrdiff_t kw = w0; kw < w1; kw++) {
-            const vec v = load_every(line + o * step + kw * p->dilation[2], step, left);
-            best = vec_max(best, v);
-        }
+        const vec best = combine_columns(1, vec_splat(-FC_INFINITY), line + o * step, step, p->dilation[2], w0, w1, left);
         vec_store_bits(y + o, best, bits_range(0, left));
     }
 }
@@ -289,8 +344,7 @@ FC_INLINE void mean_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y)
         const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
         ptrdiff_t w0, w1;
         clip_taps_w(p, o, &w0, &w1);
-        vec sum = {0};
-        for (ptrdiff_t kw = w0; kw < w1; kw++) sum += load_every(line + o * step + kw, step, left);
+        const vec sum = combine_columns(0, (vec){0}, line + o * step, step, 1, w0, w1, left);
         vec_store_bits(y + o, sum / divisors(p, o, dh), bits_range(0, left));
     }
 }
