@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastconv import fold_batch_norm, models
+from fastconv import conv2d, fold_batch_norm, models
 from fastconv.layers import BatchNorm2d, Concat, Conv2d, MaxPool2d, ReLU, ReLU6, Residual, Sequential, Tanh
 
 
@@ -52,3 +52,16 @@ def test_folded_networks_do_not_learn(rng):
     y = folded(rng.standard_normal((1, 3, 5, 5), np.float32))
     with pytest.raises(RuntimeError, match=r"^FusedConv2d.backward: it is for inference"):
         folded.backward(y)
+
+
+def test_weights_are_packed_at_the_first_call(rng):
+    folded = fold_batch_norm(Sequential(Conv2d(3, 4, 3), BatchNorm2d(4), ReLU()))
+    x, (convolution,) = rng.standard_normal((2, 3, 9, 9), np.float32), folded
+    before = folded(x)
+    with pytest.raises(ValueError, match="read-only"):
+        convolution.weight.data[...] = 0  # what is packed would not follow
+    convolution.weight.data = -convolution.weight.data
+    np.testing.assert_array_equal(folded(x), folded(x))
+    assert not np.array_equal(folded(x), before)
+    expected = conv2d(x, convolution.weight.data, convolution.bias.data, activation="relu")
+    np.testing.assert_array_equal(folded(x), expected)
