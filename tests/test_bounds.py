@@ -1,6 +1,6 @@
 """Kernels read and write nothing beside their arrays: each array lies against a page that nobody may touch.
 
-Vectors are loaded whole where that is cheaper than masking them; what is behind the last row must then be the array's own.
+Vectors are loaded whole where that is cheaper than masking them; what they read must then be the array's own.
 """
 
 import subprocess

@@ -59,9 +59,8 @@ FC_INLINE vec load_lanes_by(const int how, const REAL *p, uint32_t bits, ivec ma
 /* acc += column j of the filter, or at step 2 columns j and, if `both`, j + 1 */
 #define plane_column FC_LOCAL(plane_column)
 FC_INLINE void plane_column(const int K, const int step, const int R, const int V, const int both, const int how,
-                            const REAL *const *row,
-                            ptrdiff_t col, const uint32_t *bits, const REAL *w, const fc_plane *p,
-                            vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS]) {
+                            const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const REAL *w,
+                            const fc_plane *p, vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS]) {
     vec w0[7], w1[7];
     ivec mask[2 * FC_PLANE_VECTORS];
     FC_UNROLL
@@ -95,8 +94,8 @@ FC_INLINE void plane_column(const int K, const int step, const int R, const int 
 
 #define plane_tile FC_LOCAL(plane_tile)
 FC_INLINE void plane_tile(const int K, const int step, const int R, const int V, const fc_plane *p,
-                          const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const REAL *w, REAL bias, const fc_finish *finish, REAL *y,
-                          ptrdiff_t at, ptrdiff_t rows, uint32_t last) {
+                          const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const REAL *w, REAL bias,
+                          const fc_finish *finish, REAL *y, ptrdiff_t at, ptrdiff_t rows, uint32_t last) {
     const ptrdiff_t cols = p->kernel[1];
     vec acc[FC_PLANE_ROWS(1)][FC_PLANE_VECTORS];
     FC_UNROLL
@@ -230,8 +229,8 @@ static void FC_KERNEL(depthwise)(const fc_plane *p, const void *x, const void *w
 
 /* acc[u][row parity][column parity] += columns j and, if `both`, j + 1 of the filter */
 #define spread_column FC_LOCAL(spread_column)
-FC_INLINE void spread_column(const int K, const int U, const int V, const int both, const int how,
-                             const fc_plane *p, const REAL *g, const REAL *w, ptrdiff_t u0, ptrdiff_t col, vec acc[2][2][2][2]) {
+FC_INLINE void spread_column(const int K, const int U, const int V, const int both, const int how, const fc_plane *p,
+                             const REAL *g, const REAL *w, ptrdiff_t u0, ptrdiff_t col, vec acc[2][2][2][2]) {
     const int back = (K - 1) / 2; /* rows of dY above u that reach it */
     vec w0[7], w1[7];
     uint32_t bits[2];
@@ -334,16 +333,16 @@ enum { FC_LOCAL(band) = 16 };
 
 /* acc[k] += dY * x[k ...] over R rows and V vectors, for one column of the filter */
 #define dot_tile FC_LOCAL(dot_tile)
-FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const int how,
-                        const REAL *const *row, ptrdiff_t col, const uint32_t *bits, const ivec *mask, const REAL *g, ptrdiff_t ldg, uint32_t last, vec acc[7][4]) {
+FC_INLINE void dot_tile(const int K, const int step, const int R, const int V, const int how, const REAL *const *row,
+                        ptrdiff_t col, const uint32_t *bits, const ivec *mask, const REAL *g, ptrdiff_t ldg,
+                        uint32_t last, vec acc[7][4]) {
     vec gv[8][FC_PLANE_VECTORS];
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         FC_UNROLL
         for (int v = 0; v < V; v++)
-            gv[r][v] =
-                v == V - 1 && how != INSIDE ? vec_load_edge(g + r * ldg + v * FC_LANES, last)
-                                            : vec_load(g + r * ldg + v * FC_LANES);
+            gv[r][v] = v == V - 1 && how != INSIDE ? vec_load_edge(g + r * ldg + v * FC_LANES, last)
+                                                   : vec_load(g + r * ldg + v * FC_LANES);
     }
     FC_UNROLL
     for (int i = 0; i < step * (R - 1) + K; i++) {

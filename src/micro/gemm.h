@@ -67,10 +67,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
             FC_UNROLL
             for (int i = 0; i < rows; i++) {
                 const vec ak = vec_splat(*ai[i]);
-                ai[i] += kind == GEMM_PACKED   ? FC_MR
-                         : kind == GEMM_LINES  ? 1
-                         : kind == GEMM_BLOCKS ? FC_LANES
-                                               : step;
+                ai[i] += kind == GEMM_PACKED ? FC_MR : kind == GEMM_LINES ? 1 : kind == GEMM_BLOCKS ? FC_LANES : step;
                 FC_UNROLL
                 for (int v = 0; v < vectors; v++) acc[i][v] += ak * bk[v];
             }
@@ -114,7 +111,8 @@ static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, 
     switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
     case r * 4 + v: \
-        gemm_tile(r, v, GEMM_PACKED, 1, NULL, k, a, NULL, 0, b, c, ldc, last, accumulate, bias, finish, next, NULL, 0); \
+        gemm_tile(r, v, GEMM_PACKED, 1, NULL, k, a, NULL, 0, b, c, ldc, last, accumulate, bias, finish, next, NULL, \
+                  0); \
         break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE
@@ -210,7 +208,8 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t
     switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
     case r * 4 + v: \
-        gemm_tile(r, v, GEMM_ROWS, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL, NULL, NULL, NULL, 0); \
+        gemm_tile(r, v, GEMM_ROWS, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL, NULL, NULL, NULL, \
+                  0); \
         break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE

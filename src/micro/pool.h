@@ -179,7 +179,8 @@ FC_INLINE void max_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y) 
         const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
         ptrdiff_t w0, w1;
         clip_taps_w(p, o, &w0, &w1);
-        const vec best = combine_columns(1, vec_splat(-FC_INFINITY), line + o * step, step, p->dilation[2], w0, w1, left);
+        const vec best =
+            combine_columns(1, vec_splat(-FC_INFINITY), line + o * step, step, p->dilation[2], w0, w1, left);
         vec_store_bits(y + o, best, bits_range(0, left));
     }
 }

@@ -44,7 +44,8 @@ FC_INLINE vec vec_select(ivec mask, vec a, vec b) {
 #define vec_max FC_LOCAL(vec_max)
 FC_INLINE vec vec_max(vec first, vec last) {
 #if FC_VEC_BYTES == 32 && FC_REAL_BYTES == 4
-    return vec_select(last != last, last, (vec)_mm256_max_ps((__m256)last, (__m256)first)); /* first where either is NaN */
+    return vec_select(last != last, last,
+                      (vec)_mm256_max_ps((__m256)last, (__m256)first)); /* first where either is NaN */
 #elif FC_VEC_BYTES == 32
     return vec_select(last != last, last, (vec)_mm256_max_pd((__m256d)last, (__m256d)first));
 #else

@@ -93,8 +93,7 @@ FC_INLINE void load_rows(const fc_image *x, const REAL *src, int rows, int cols,
             if (bits) {
                 if (j * FC_REAL_BYTES % 64 == 0) { /* the next channels: a few lines of each are no stream */
                     FC_UNROLL
-                    for (int l = 0; l < FC_LANES; l++)
-                        __builtin_prefetch(src + (FC_LANES + l) * x->plane + at, 0, 2);
+                    for (int l = 0; l < FC_LANES; l++) __builtin_prefetch(src + (FC_LANES + l) * x->plane + at, 0, 2);
                 }
                 FC_UNROLL
                 for (int l = 0; l < FC_LANES; l++) {
@@ -209,11 +208,11 @@ FC_INLINE void load_filters(const int count, const REAL *w, ptrdiff_t row_stride
         const uint32_t bits = bits_range(0, count - e);
         vec v[FC_LANES];
         FC_UNROLL
-        for (int l = 0; l < FC_LANES; l++)
-            v[l] = l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
+        for (int l = 0; l < FC_LANES; l++) v[l] = l < lanes ? vec_load_bits(w + l * row_stride + e, bits) : (vec){0};
         vec_transpose(v);
         FC_UNROLL
-        for (int l = 0; l < FC_LANES && e + l < count; l++) g[e + l] = v[l];
+        for (int l = 0; l < FC_LANES; l++)
+            if (e + l < count) g[e + l] = v[l];
     }
 }
 
@@ -227,7 +226,8 @@ FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff
     ptrdiff_t k = 0;
     if (channel_stride == r * r)
         for (; k + FC_LANES <= count; k += FC_LANES, w += r * r * FC_LANES) {
-            for (int e = 0; e < r * r; e++) load_filters(FC_LANES, w + e * FC_LANES, row_stride, lanes, g + e * FC_LANES);
+            for (int e = 0; e < r * r; e++)
+                load_filters(FC_LANES, w + e * FC_LANES, row_stride, lanes, g + e * FC_LANES);
             for (int c = 0; c < FC_LANES; c++, u += FC_NR) transform_kernel(r, g + c * r * r + first, step, u, plane);
         }
     for (; k < count; k++, w += channel_stride, u += FC_NR) {
