@@ -9,7 +9,7 @@ Costs are cycles of one core on data in cache, counted in vector operations:
     direct    M * K * N' / lanes * load(M)       unpacked lanes cross cache lines; N' = whole vectors, of each row or
                                                  running on through the padding between rows
               + LINE_WEIGHT * K * M              weights, a row at a time
-              + COPY * input / lanes             rows, padded
+              + COPY * input / lanes             rows, padded; times SHARED / tasks where these are too few for threads
     winograd  36 * tiles * C * M / lanes / 2     products
               + 36 * TILE * tiles * M / (mr * nr)
               + tiles * (IN * C + OUT * M) / lanes + FILTER * C * M / lanes      (weight gradient: SUMS)

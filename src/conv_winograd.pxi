@@ -11,9 +11,10 @@ filters:
     dU[p][c][k]  += sum_t V[p][t][c] * D[p][t][k],  D = G' dY G'^T,      dW = A'^T dU A'
 
 Lanes are channels: V and D are operands of the micro-kernel as they leave the transforms, V [t][c] where the rows of
-the product are tiles, [c / lanes][t][lanes] in the weight gradient, whose sum is over them.  Tiles are numbered patch by
-patch, a patch being a rectangle of tiles_h x tiles_w tiles of one image (tiles beyond the border are zeros and are not
-stored). A block of patches goes through two phases, each with its tasks:
+the product are tiles, [c / lanes][t][lanes] in the weight gradient, whose sum is over them.
+
+Tiles are numbered patch by patch, a patch being a rectangle of tiles_h x tiles_w tiles of one image (tiles beyond the
+border are zeros and are not stored).  A block of patches goes through two phases, each with its tasks:
 
     1. task = a patch x some channels         image -> patch, transposed -> V (and D), shared by all threads
     2. task = some patches x a panel of nr    36 products into the thread's own M, which stays in L2 -> Y
@@ -143,7 +144,8 @@ cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptr
                 next_v, next_u = (p + 1) % POINTS * j.v_plane, (p + 1) % POINTS * j.u_plane
             ahead.a, ahead.b = v + next_v * j.es, u + next_u * j.es
             k.gemm_lines(depth, v + (p * j.v_plane + c) * j.es, j.v_stride, tiles,
-                         u + (p * j.u_plane + c * k.nr) * j.es, products + p * j.m_plane * j.es, k.nr, <int>cols, accumulate or c > 0, &ahead)
+                         u + (p * j.u_plane + c * k.nr) * j.es, products + p * j.m_plane * j.es, k.nr, <int>cols,
+                         accumulate or c > 0, &ahead)
 
 
 cdef inline ptrdiff_t summed_together(const WinogradJob *j) noexcept nogil:
