@@ -181,7 +181,7 @@ cdef ptrdiff_t image_shares(ConvPlan plan):
 
 cdef enum:
     DEPTHWISE_WORK = 4  # a multiply-add of these takes as long as so many of a matrix product
-    BESIDE = 64  # elements beside a row that a tile may read: two vectors and a filter's columns
+    BESIDE = 64  # elements of the vectors that a tile reads beyond the columns of its windows
 
 
 cdef struct DepthwiseJob:
@@ -222,10 +222,20 @@ cdef inline void depthwise_job(ConvPlan plan, ptrdiff_t rows, DepthwiseJob *j):
     j.planes = plan.n * plan.groups
 
 
+cdef inline ptrdiff_t read_before(const fc_plane *p) noexcept nogil:
+    """Elements before a row that tiles may read."""
+    return BESIDE + p.kernel[1] + max(<ptrdiff_t>0, -p.left)
+
+
+cdef inline ptrdiff_t read_behind(const fc_plane *p) noexcept nogil:
+    """Elements behind a row that tiles may read."""
+    return BESIDE + p.kernel[1] + max(<ptrdiff_t>0, p.out[1] * p.step + p.left - p.in_[1])
+
+
 cdef inline bint is_outermost(const DepthwiseJob *j, const fc_plane *p, ptrdiff_t plane) noexcept nogil:
-    """Whether fewer elements than a tile may read beside it lie before or behind a plane of x."""
+    """Whether tiles might read beside all planes of x."""
     cdef ptrdiff_t size = p.in_[0] * p.in_[1]
-    return min(plane, j.planes - 1 - plane) * size < BESIDE
+    return plane * size < read_before(p) or (j.planes - 1 - plane) * size < read_behind(p)
 
 
 cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -265,14 +275,14 @@ cdef inline size_t mask_bytes(DepthwiseJob *j):
 
 
 cdef inline size_t zeros_bytes(const DepthwiseJob *j) noexcept nogil:
-    return aligned((j.plane.in_[1] + 2 * BESIDE) * j.es)
+    return aligned((read_before(&j.plane) + j.plane.in_[1] + read_behind(&j.plane)) * j.es)
 
 
 cdef void fill_masks(DepthwiseJob *j, char *zeros, char *bits) noexcept nogil:
     """What all planes share."""
     memset(zeros, 0, zeros_bytes(j))
     j.k.plane_masks(&j.plane, <uint32_t *>bits)
-    j.plane.zeros, j.plane.bits = zeros + BESIDE * j.es, <uint32_t *>bits
+    j.plane.zeros, j.plane.bits = zeros + read_before(&j.plane) * j.es, <uint32_t *>bits
 
 
 cdef int run_depthwise(DepthwiseJob *j, double flops) except -1:

@@ -47,13 +47,14 @@ PROGRAM = dedent("""
             fc.conv2d_backward(out, *inputs[:2], **options, out=outs)
         return gradient
 
+    CHANNELS = (1, 1, 1, 0), (3, 3, 3, 0), (3, 3, 3, 90), (3, 6, 3, 0), (4, 18, 1, 0), (4, 4, 2, 0)
     rng = np.random.default_rng(0)
     arrays = lambda *shapes: [rng.standard_normal(shape, dtype) for shape in shapes]
     for isa, dtype in itertools.product(fc.runtime.available_isas(), (np.float32, np.float64)):
         with fc.isa(isa):
             for n, size, kernel, stride in itertools.product((1, 3), (1, 2, 7, 8, 14, 17, 33), (1, 3, 5, 7), (1, 2)):
-                for c, oc, groups in (1, 1, 1), (3, 3, 3), (3, 6, 3), (4, 18, 1), (4, 4, 2):
-                    options = dict(stride=stride, padding=kernel // 2, groups=groups)
+                for c, oc, groups, more in CHANNELS:  # of x, of y, groups, padding beyond what is usual
+                    options = dict(stride=stride, padding=(kernel // 2, kernel // 2 + more), groups=groups)
                     x = arrays((n, c, size, size), (oc, c // groups, kernel, kernel), (oc,))
                     for algorithm in ("auto", "gemm", "direct", "winograd"):
                         chosen = options | dict(algorithm=algorithm)
