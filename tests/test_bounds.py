@@ -52,7 +52,7 @@ PROGRAM = dedent("""
     arrays = lambda *shapes: [rng.standard_normal(shape, dtype) for shape in shapes]
     for isa, dtype in itertools.product(fc.runtime.available_isas(), (np.float32, np.float64)):
         with fc.isa(isa):
-            for n, size, kernel, stride in itertools.product((1, 3), (1, 2, 7, 8, 14, 17, 33), (1, 3, 5, 7), (1, 2)):
+            for n, size, kernel, stride in itertools.product((1, 3), (1, 7, 14, 33), (1, 3, 5, 7), (1, 2)):
                 for c, oc, groups, more in CHANNELS:  # of x, of y, groups, padding beyond what is usual
                     options = dict(stride=stride, padding=(kernel // 2, kernel // 2 + more), groups=groups)
                     x = arrays((n, c, size, size), (oc, c // groups, kernel, kernel), (oc,))

@@ -41,6 +41,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
         FC_UNROLL
         for (int v = 0; v < vectors; v++) acc[i][v] = start;
     }
+    ptrdiff_t unfetched = len; /* of a row of the next tile */
     for (ptrdiff_t r = 0; r < runs; r++) {
         const REAL *ai[FC_MR];
         FC_UNROLL
@@ -54,7 +55,12 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
             FC_UNROLL
             for (int v = 0; v < vectors; v++) bk[v] = vec_load(b + v * FC_LANES);
             if (kind == GEMM_LINES) {
-                __builtin_prefetch(next_a + 8 * k, 0, 3); /* rows * len elements and a little more */
+                if (FC_MR < 8) { /* rows * len elements and a little more, row by row */
+                    __builtin_prefetch(next_a, 0, 3);
+                    next_a += 8;
+                    if ((unfetched -= 8) <= 0) next_a += step - len, unfetched = len;
+                } else /* eight rows leave no register to count in */
+                    __builtin_prefetch(next_a + 8 * k, 0, 3);
                 __builtin_prefetch(next_b, 0, 2);
                 next_b += next_step;
             } else if (kind == GEMM_PACKED && FC_B_STAYS)
