@@ -138,9 +138,9 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, const RowWindow *v,
     cdef char *rows = scratch
     cdef ptrdiff_t *offset = <ptrdiff_t *>(scratch + j.b_size)
     cdef fc_slot *slot = <fc_slot *>(scratch + j.b_size + j.runs_size)
-    cdef ptrdiff_t i, h, slots, t, c, most = 8
+    cdef ptrdiff_t i, slots, t, c, most = 8
     cdef fc_finish finish
-    cdef bint finishes = s.out_pixel[2] == 1 and (j.activation or j.residual != NULL)
+    cdef bint finishes = j.activation or j.residual != NULL  # an output, whose rows follow one another
     finish.activation = finished_activation(j.activation)
     for c in range(s.channels):  # k = (channel, tap): a channel's rows stay in L1 for all taps
         for t in range(s.ntaps):
@@ -159,12 +159,9 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, const RowWindow *v,
             k.direct(<int>min(<ptrdiff_t>k.mr, s.rows - i), min(some, slots - at), depth, a + i * depth * es, rows,
                      offset, slot + at, j.out + (base + i * s.out_channel) * es, s.out_channel, s.out_pixel[2],
                      NULL if j.bias == NULL else j.bias + (g * s.rows + i) * es, &finish if finishes else NULL)
-    if not finishes and (j.activation or j.residual != NULL) or j.activation != finish.activation:
-        c = out_rows if s.out_pixel[2] == 1 and s.out_pixel[1] == s.out[2] else 1  # rows that follow one another
-        for h from 0 <= h < out_rows by c:
-            at = base + h * s.out_pixel[1]
-            k.epilogue(j.out + at * es, s.out_channel, <int>s.rows, <int>(c * s.out[2]), NULL,
-                       NULL if j.residual == NULL or finishes else j.residual + at * es, j.activation, j.slope)
+    if j.activation != finish.activation:
+        k.epilogue(j.out + base * es, s.out_channel, <int>s.rows, <int>(out_rows * s.out[2]), NULL, NULL, j.activation,
+                   j.slope)
 
 
 cdef enum:

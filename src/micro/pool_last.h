@@ -48,7 +48,7 @@ FC_INLINE void reduce_taps(const int maximum, const int more, ptrdiff_t n, const
                 FC_UNROLL
                 for (int v = 0; v < 4; v++) {
                     const vec value = vec_load(src + v * FC_LANES);
-                    best[v] = maximum ? vec_select(wins(value, best[v]), value, best[v]) : best[v] + value;
+                    best[v] = combined(maximum, best[v], value);
                 }
             }
         FC_UNROLL
@@ -60,7 +60,7 @@ FC_INLINE void reduce_taps(const int maximum, const int more, ptrdiff_t n, const
         for (ptrdiff_t a = 0; a < many; a++)
             for (ptrdiff_t b = 0; b < few; b++) {
                 const vec value = vec_load_bits(x + a * far + b * near + i, bits);
-                best = maximum ? vec_select(wins(value, best), value, best) : best + value;
+                best = combined(maximum, best, value);
             }
         vec_store_bits(y + i, maximum ? best : best * scale, bits);
     }
