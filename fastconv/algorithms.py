@@ -10,22 +10,21 @@ Costs are cycles of one core on data in cache, counted in vector operations:
                                                  running on through the padding between rows
               + LINE_WEIGHT * K * M              weights, a row at a time
               + COPY * input / lanes             rows, padded; times SHARED / tasks where these are too few for threads
-    winograd  36 * tiles * C * M / lanes / 2     products
-              + 36 * TILE * tiles * M / (mr * nr)
-              + tiles * (IN * C + OUT * M) / lanes + FILTER * C * M / lanes      (weight gradient: SUMS)
+    winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
+              + P / 36 * (tiles * (IN * C + OUT * M) + FILTER * C * D * M) / lanes      (weight gradient: SUMS)
 
-with M rows (output channels of a group), K = taps * C, N pixels.  Partition and blocking never depend on the number of
-threads, so that results do not either.
+with M rows (output channels of a group), K = taps * C, N pixels, P points of a tile, D planes of a filter.  Partition
+and blocking never depend on the number of threads, so that results do not either.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from . import _kernels
-from .geometry import ConvGeometry
+from .geometry import ConvGeometry, Size
 
 __all__ = ["PASSES", "Explanation", "Pass", "conv_passes", "conv_plan"]
 
@@ -43,6 +42,7 @@ PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the en
 COPIED_BYTES = 8 << 20  # of a weight gradient's input rows under a block
 TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a block
 TASK_TILES = 64  # tiles a product task: 36 x 64 x nr products are 442 KiB
+DEEP_TILES = 128  # of a task that sums planes: those around it are transformed once more
 
 PACK, COPY = 3.0, 4.0
 FIND, TILE = 150.0, 40.0
@@ -53,7 +53,7 @@ SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without wh
 
 
 _GEMM, _DIRECT = ("kc", "panels", "rows", "held"), ("rows",)
-_WINOGRAD = ("r", "tiles high", "tiles wide", "patches a block", "patches a task")
+_WINOGRAD = ("r", "planes", "tiles high", "tiles wide", "patches a block", "patches a task")
 BLOCKING = {  # what the numbers of a blocking are
     ("output", "gemm"): _GEMM,
     ("input_gradient", "gemm"): _GEMM,
@@ -193,29 +193,37 @@ def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
     return (max(1, min(s.height, max(8, (32 << 10) // row))),)
 
 
-def winograd_tiles(g: ConvGeometry, size: tuple[int, int, int]) -> tuple[int, int]:
+def winograd_tile(name: str, r: int) -> tuple[int, int]:
+    """Return the outputs m and points P along an axis of a pass's tile, m x m outputs from P x P products."""
+    return (4, 6) if r == 3 else (2, 6) if name == "weight_gradient" else (3, 7)
+
+
+def winograd_tiles(name: str, g: ConvGeometry, size: Size) -> tuple[int, int]:
     """Rows and columns of the tiles of an image of `size`, or of each of the residues that a dilation leaves."""
-    m = 7 - g.kernel[2]
+    m, _ = winograd_tile(name, g.kernel[2])
     high, wide = (math.ceil(math.ceil(i / d) / m) for i, d in zip(size[1:], g.dilation[1:], strict=True))
     return high, wide
 
 
-def winograd_blocking(
-    g: ConvGeometry, size: tuple[int, int, int], channels: int, tile: Tile
-) -> tuple[int, int, int, int, int]:
-    """Blocking (r, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass over an image of `size`.
+def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int]:
+    """Blocking (r, planes, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
 
-    A patch has about 32 tiles, up to 16 in a row; a block's transformed tiles, 36 numbers a tile and channel, stay in
-    the third-level cache between the phases, and a task's products in the second-level one.
+    A plane of a patch has about 32 tiles, up to 16 in a row; where planes are summed a patch is a task.  A block's
+    transformed tiles stay in the third-level cache between the phases, and a task's products in the second-level one.
     """
-    tiles_h, tiles_w = winograd_tiles(g, size)
+    ic, oc = (_whole(c // g.groups, tile.lanes) for c in (g.ic, g.oc))
+    size, channels = (g.in_size, oc) if name == "input_gradient" else (g.out_size, ic)
+    if name == "weight_gradient":
+        channels = (ic + _whole(oc, tile.nr)) // 2
+    deep = g.kernel[0] > 1
+    tiles_h, tiles_w = winograd_tiles(name, g, size)
     patch_w = math.ceil(tiles_w / math.ceil(tiles_w / 16))
     patch_h = math.ceil(tiles_h / math.ceil(tiles_h / max(1, 32 // patch_w)))
-    tiles = patch_h * patch_w
-    channels = _whole(channels, tile.lanes)
-    block = max(1, TRANSFORMED_BYTES // (36 * tiles * channels * tile.item))
-    task = max(1, min(block, TASK_TILES // tiles))
-    return g.kernel[2], patch_h, patch_w, max(block // task, 1) * task, task
+    tiles, points = patch_h * patch_w, winograd_tile(name, g.kernel[2])[1] ** 2
+    planes = _split(size[0], DEEP_TILES // tiles, 1) if deep else 1
+    block = max(1, TRANSFORMED_BYTES // (points * (planes + g.kernel[0] - 1) * tiles * channels * tile.item))
+    task = 1 if deep else max(1, min(block, TASK_TILES // tiles))
+    return g.kernel[2], planes, patch_h, patch_w, max(block // task, 1) * task, task
 
 
 # ---- costs ----
@@ -243,15 +251,19 @@ def direct_cost(s: Sweep, tile: Tile) -> float:
     return cost * max(1.0, SHARED / tasks) if cost > SERIAL else cost
 
 
-def winograd_cost(
-    g: ConvGeometry, size: tuple[int, int, int], channels: int, rows: int, tile: Tile, filters: float = FILTER
-) -> float:
-    """Cycles of a Winograd pass over an image of `size`."""
-    tiles = g.n * size[0] * math.prod(g.dilation) * math.prod(winograd_tiles(g, size))
-    c, k = (math.ceil(x / tile.lanes) * tile.lanes for x in (channels, rows))
+def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
+    """Cycles of a Winograd pass."""
+    ic, oc, depth = g.ic // g.groups, g.oc // g.groups, g.kernel[0]
+    channels, rows, size = (oc, ic, g.in_size) if name == "input_gradient" else (ic, oc, g.out_size)
+    _, planes, *_ = winograd_blocking(name, g, tile)
+    points = winograd_tile(name, g.kernel[2])[1] ** 2
+    tiles = g.n * _whole(size[0], planes) * math.prod(g.dilation) * math.prod(winograd_tiles(name, g, size))
+    c, k = _whole(channels, tile.lanes), _whole(rows, tile.lanes)
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
-    work = tiles * (18 * channels * k + strided * (IN * c + OUT * k)) + filters * channels * k
-    return g.groups * (work / tile.lanes + 36 * TILE * tiles * k / (tile.mr * tile.nr))
+    transforms = tiles * strided * (IN * c * (planes + depth - 1) / planes + OUT * k)
+    transforms += (SUMS if name == "weight_gradient" else FILTER) * channels * depth * k
+    products = tiles * (channels * depth * k / 2 / tile.lanes + TILE * k / (tile.mr * tile.nr))
+    return g.groups * points * (products + transforms / 36 / tile.lanes)
 
 
 def gemm_weight_cost(g: ConvGeometry, tile: Tile) -> float:
@@ -299,7 +311,6 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
 
 def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
     """Return how each pass is computed: by `algorithm`, or for "auto" by the cheapest."""
-    ic, oc = g.ic // g.groups, g.oc // g.groups
     output, gradient = _sweeps(g)
     costs = {
         "output": {"gemm": gemm_cost(output, tile)},
@@ -313,20 +324,15 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
         ("output", "direct"): lambda: direct_blocking(output, tile),
         ("input_gradient", "direct"): lambda: direct_blocking(gradient, tile),
         ("weight_gradient", "direct"): lambda: direct_blocking(output, tile),
-        ("output", "winograd"): lambda: winograd_blocking(g, g.out_size, ic, tile),
-        ("input_gradient", "winograd"): lambda: winograd_blocking(g, g.in_size, oc, tile),
-        ("weight_gradient", "winograd"): lambda: winograd_blocking(
-            g, g.out_size, (_whole(ic, tile.lanes) + _whole(oc, tile.nr)) // 2, tile
-        ),
     }
     if "direct" in g.algorithms:
         costs["output"]["direct"] = direct_cost(output, tile)
         costs["input_gradient"]["direct"] = direct_cost(gradient, tile)
         costs["weight_gradient"]["direct"] = direct_weight_cost(g, tile)
     if "winograd" in g.algorithms and (tile.item == 4 or algorithm == "winograd"):  # float64 on request
-        costs["output"]["winograd"] = winograd_cost(g, g.out_size, ic, oc, tile)
-        costs["input_gradient"]["winograd"] = winograd_cost(g, g.in_size, oc, ic, tile)
-        costs["weight_gradient"]["winograd"] = winograd_cost(g, g.out_size, ic, oc, tile, SUMS)
+        for name in PASSES:
+            costs[name]["winograd"] = winograd_cost(name, g, tile)
+            blocking[name, "winograd"] = partial(winograd_blocking, name, g, tile)
     passes = {}
     for name in PASSES:
         chosen = min(costs[name], key=costs[name].get) if algorithm == "auto" else algorithm

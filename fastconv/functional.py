@@ -474,9 +474,9 @@ def _conv(
     out : ndarray, optional
         Receives the result.
     algorithm : "auto", "gemm", "direct" or "winograd"
-        "gemm" sums the products themselves, and so does "direct", for few channels; "winograd" needs a 3x3 or 5x5
-        kernel and stride 1, and rounds a little more. "auto" is the cheapest by prediction, and never
-        Winograd in float64.
+        "gemm" sums the products themselves, and so does "direct", for few channels; "winograd" needs a kernel of
+        3x3 or 5x5, or of as many such planes at most, and stride 1, and rounds a little more. "auto" is the cheapest by
+        prediction, and never Winograd in float64.
 
     Returns
     -------
@@ -494,10 +494,10 @@ def _conv(
     -----
     "gemm" is a packed implicit matrix product: windows are gathered into cache-sized panels, padding, stride and
     dilation included; the matrix of all windows never exists in memory. "direct" reads padded rows in place.
-    "winograd" is F(4x4, 3x3) or F(2x2, 5x5), whose rms error is about three times that of the sum of products; where
-    a result of it is not finite, the call is computed by "gemm", so that NaN and Inf stay in their windows. The result
-    is the same for any number of threads, bit by bit. Padding is a zero that is multiplied: with an infinite weight it
-    gives NaN. Denormals count as zeros.
+    "winograd" is F(4x4, 3x3) or F(3x3, 5x5), summed over the planes of a volume, whose rms error is about three or five
+    times that of the sum of products; where a result of it is not finite, the call is computed by "gemm", so that NaN
+    and Inf stay in their windows. The result is the same for any number of threads, bit by bit. Padding is a zero that
+    is multiplied: with an infinite weight it gives NaN. Denormals count as zeros.
 
     References
     ----------

@@ -76,8 +76,9 @@ class ConvGeometry:
         rows = (min(self.out_size[1], 8) - 1) * stride + (kernel - 1) * dilation + 1  # under eight of the output
         row = max(self.ic * self.in_size[2], self.oc * self.out_size[2]) // self.groups * MAX_ITEMSIZE
         direct = ("direct",) if self.ndim < 3 and rows * row <= MAX_COPIED else ()
-        square = self.kernel in ((1, 3, 3), (1, 5, 5)) and self.stride == (1, 1, 1) and self.pad[0] == (0, 0)
-        return ("gemm", *direct, *(("winograd",) if square else ()))
+        square = self.kernel[1:] in ((3, 3), (5, 5)) and self.stride == (1, 1, 1)
+        near = self.kernel[0] <= self.kernel[1] and self.dilation[0] == 1  # planes that are summed
+        return ("gemm", *direct, *(("winograd",) if square and near else ()))
 
     @property
     def macs(self) -> int:

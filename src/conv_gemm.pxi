@@ -41,7 +41,7 @@ cdef struct Blocking:
 
 cdef struct Winograd:
     ptrdiff_t r  # 0: not used
-    ptrdiff_t tiles_h, tiles_w  # of a patch
+    ptrdiff_t planes, tiles_h, tiles_w  # of a patch
     ptrdiff_t block_patches, task_patches
 
 
@@ -53,7 +53,7 @@ cdef Blocking sweep_blocking(values):
 
 cdef Winograd winograd_blocking(values):
     cdef Winograd w
-    w.r, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
+    w.r, w.planes, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
     return w
 
 

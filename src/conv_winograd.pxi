@@ -1,27 +1,28 @@
 """Convolution by Winograd's minimal filtering, r x r with r = 3 or 5, stride 1, any dilation: all three passes.
 
-    U[p][k][c]    = (G g G^T)[p]       filters, p = 0 .. 35 the points of a tile (micro/winograd.h)
-    V[p][t][c]    = (B^T d B)[p]       tiles t of the image, m x m outputs each, m = 7 - r
-    M[p][t][k]    = sum_c V[p][t][c] * U[p][k][c]          36 matrix products
+    U[p][k][i][c] = (G g G^T)[p]       filters, p the points of a tile: 36 or 49 (micro/winograd.h)
+    V[p][t][c]    = (B^T d B)[p]       tiles t of the image, m x m outputs each
+    M[p][t][k]    = sum_i sum_c V[p][t + i][c] * U[p][k][i][c]          a matrix product for each point
     Y             = A^T M A
 
-The input gradient is the same with turned filters and r - 1 - pad.  In the weight gradient tiles of dY stand for
-filters:
+where i are the planes of a filter of three dimensions, t + i the tile i planes below.  The input gradient is the same
+with turned filters and r - 1 - pad.  In the weight gradient tiles of dY stand for filters:
 
-    dU[p][c][k]  += sum_t V[p][t][c] * D[p][t][k],  D = G' dY G'^T,      dW = A'^T dU A'
+    dU[p][i][c][k] += sum_t V[p][t + i][c] * D[p][t][k],  D = G' dY G'^T,      dW = A'^T dU A'
 
 Lanes are channels: V and D are operands of the micro-kernel as they leave the transforms, V [t][c] where the rows of
 the product are tiles, [c / lanes][t][lanes] in the weight gradient, whose sum is over them.
 
-Tiles are numbered patch by patch, a patch being a rectangle of tiles_h x tiles_w tiles of one image (tiles beyond the
-border are zeros and are not stored).  A block of patches goes through two phases, each with its tasks:
+Tiles are numbered patch by patch, a patch being a box of planes x tiles_h x tiles_w tiles of one image (tiles beyond
+the border are zeros and are not stored); V has the planes that its filters reach, too, each patch its own.  A block of
+patches goes through two phases, each with its tasks:
 
-    1. task = a patch x some channels         image -> patch, transposed -> V (and D), shared by all threads
-    2. task = some patches x a panel of nr    36 products into the thread's own M, which stays in L2 -> Y
-       weight gradient: task = a point x some channels: dU[p] += V[p]^T D[p]
+    1. task = a plane of a patch x some channels     image -> patch, transposed -> V (and D), shared by all threads
+    2. task = some patches x a panel of nr           the products into the thread's own M, which stays in L2 -> Y
+       weight gradient: task = a point x a plane of filters x some channels: dU[p] += V[p]^T D[p]
 
-A dilation d splits the image into d x d images of its residues, each convolved without dilation: a patch then takes
-every d-th pixel.  The depth of a volume is planes that know nothing of each other.
+A dilation d splits the planes into d x d images of their residues, each convolved without dilation: a patch then takes
+every d-th pixel.
 
 Planes [p] lie an odd number of cache lines apart, or 36 streams would fall into the same sets.  A result that is not
 finite may come from an overflow or NaN that belongs to other pixels of its tile: the call is then done again by packed
@@ -29,9 +30,8 @@ GEMM.
 """
 
 cdef enum:
-    POINTS = 36
     CHANNELS = 64  # a task of the transforms, whole vectors
-    SUMMED = 128  # channels, at most, that are summed in registers
+    SUMMED = 128  # products, at most, that are summed in registers; on 49 points, which round more, half as many
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
@@ -40,12 +40,13 @@ cdef struct WinogradJob:
     kernels_t k
     size_t es
     Winograd w
-    ptrdiff_t m, group, groups
+    ptrdiff_t m, points, group, groups
     ptrdiff_t n, channels, rows  # of a group: summed over, computed
-    ptrdiff_t depth  # planes of an image, each convolved by itself
-    ptrdiff_t in_h, in_w, out_h, out_w, pad_h, pad_w
+    ptrdiff_t taps  # planes of a filter
+    ptrdiff_t in_d, in_h, in_w, out_d, out_h, out_w, pad_d, pad_h, pad_w
     ptrdiff_t[2] dilation
-    ptrdiff_t patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
+    ptrdiff_t tiles, patch_tiles, v_tiles, planes_in  # of a plane of a patch, of a patch, of it in V; planes of V
+    ptrdiff_t patches_d, patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
     ptrdiff_t chunk  # channels a task of phase 1
     ptrdiff_t line  # rows whose transformed filters share cache lines
     ptrdiff_t width  # rows of a panel: nr, or what cuts the rows into even panels
@@ -77,25 +78,27 @@ cdef inline ptrdiff_t odd_lines(ptrdiff_t elements, size_t es) noexcept nogil:
     return (ceil_div(elements * es, 64) | 1) * 64 // es
 
 
-cdef inline ptrdiff_t patch_tiles(const WinogradJob *j) noexcept nogil:
-    return j.w.tiles_h * j.w.tiles_w
-
-
 cdef inline ptrdiff_t whole_lanes(const WinogradJob *j, ptrdiff_t n) noexcept nogil:
     """Channels up to the end of a vector: those behind the last are zeros, computed so that none is undefined."""
     return ceil_div(n, j.k.lanes) * j.k.lanes
 
 
+cdef inline const char *filter_plane(const WinogradJob *j, ptrdiff_t row, ptrdiff_t tap, ptrdiff_t c) noexcept nogil:
+    """The plane of the filter of a row and channel that meets the tap-th plane of V."""
+    cdef ptrdiff_t i = j.taps - 1 - tap if j.flip else tap
+    return j.weight + (row * j.row_stride + c * j.channel_stride + i * j.w.r * j.w.r) * j.es
+
+
 cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: U of the rows that share cache lines and a chunk of channels."""
+    """Task: U of the rows that share cache lines, one plane and a chunk of channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row0 = task // chunks * j.line
-    cdef ptrdiff_t row
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk
+    cdef ptrdiff_t tap = task // chunks % j.taps, row0 = task // chunks // j.taps * j.line, row
     for row from row0 <= row < min(row0 + j.line, j.rows) by j.k.lanes:
-        j.k.winograd_filters(<int>j.w.r, j.weight + (row * j.row_stride + c * j.channel_stride) * j.es, j.row_stride,
-                             j.channel_stride, <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
-                             min(j.chunk, j.channels - c), j.flip,
-                             j.u + ((row // j.width * j.channels + c) * j.k.nr + row % j.width) * j.es, j.u_plane)
+        j.k.winograd_filters(<int>j.w.r, filter_plane(j, row, tap, c), j.row_stride, j.channel_stride,
+                             <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk, j.channels - c), j.flip,
+                             j.u + (((row // j.width * j.taps + tap) * j.channels + c) * j.k.nr + row % j.width) * j.es,
+                             j.u_plane)
 
 
 cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image *image, ptrdiff_t *n,
@@ -107,53 +110,60 @@ cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image 
     image.col = w + rest % j.patches_w * j.w.tiles_w * j.m * j.dilation[1]
     image.step[0], image.step[1] = j.dilation[0], j.dilation[1]
     rest //= j.patches_h * j.patches_w
-    n[0], d[0] = rest // j.depth, rest % j.depth
+    n[0], d[0] = rest // j.patches_d, rest % j.patches_d * j.w.planes
 
 
 cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: V of one patch of the block and a chunk of channels."""
+    """Task: V of one plane of a patch of the block and a chunk of channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks, plane = j.in_h * j.in_w, n, d, c
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks // j.planes_in, n, d, c
+    cdef ptrdiff_t i = task // chunks % j.planes_in, plane = j.in_h * j.in_w
     cdef int rows = <int>(j.w.tiles_h * j.m + j.w.r - 1), cols = <int>(j.w.tiles_w * j.m + j.w.r - 1)
     cdef fc_image image
     patch_position(j, j.patch0 + patch, &image, &n, &d)
+    d += i - j.pad_d
     image.row -= j.pad_h
     image.col -= j.pad_w
-    image.height, image.width, image.plane = j.in_h, j.in_w, j.depth * plane
+    image.height, image.width, image.plane = j.in_h if 0 <= d < j.in_d else 0, j.in_w, j.in_d * plane
     for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.channels) by j.k.lanes:
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.channels - c)
-        j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.depth + d) * plane * j.es, rows,
+        j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.in_d + d) * plane * j.es, rows,
                        cols, scratch)
-        j.k.winograd_input(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
-                           j.v + (patch * patch_tiles(j) * j.v_stride + c * j.v_channel) * j.es, j.v_plane, j.v_stride)
+        j.k.winograd_input(<int>(j.m + j.w.r - 1), <int>j.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
+                           j.v + ((patch * j.v_tiles + i * j.tiles) * j.v_stride + c * j.v_channel) * j.es, j.v_plane,
+                           j.v_stride)
 
 
-cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptrdiff_t channels, ptrdiff_t chunk,
-                         ptrdiff_t tiles, ptrdiff_t cols, bint accumulate, char *products) noexcept nogil:
-    """M[p] (+)= V[p] * U[p] for all points, a panel of U over some channels, summed a chunk of them at a time."""
+cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptrdiff_t taps, ptrdiff_t channels,
+                         ptrdiff_t chunk, ptrdiff_t tiles, ptrdiff_t cols, bint accumulate,
+                         char *products) noexcept nogil:
+    """M[p] (+)= V[p] * U[p] for all points, a panel of U over some taps and channels, a chunk of them at a time."""
     cdef kernels_t k = j.k
-    cdef ptrdiff_t p, c, depth, next_v, next_u
+    cdef ptrdiff_t chunks = ceil_div(channels, chunk), sums = taps * chunks
+    cdef ptrdiff_t p, i, c, here_v, here_u, next_v = 0, next_u = 0
     cdef fc_ahead ahead
     ahead.b_step = k.nr * j.es // ceil_div(tiles, k.mr)
-    for p in range(POINTS):
-        for c from 0 <= c < channels by chunk:
-            depth = min(chunk, channels - c)
-            if c + chunk < channels:
-                next_v, next_u = p * j.v_plane + c + chunk, p * j.u_plane + (c + chunk) * k.nr
+    for p in range(j.points):
+        for i in range(sums):
+            here_v, here_u = next_v, next_u
+            c = (i + 1) % chunks * chunk
+            if i + 1 < sums:
+                next_v = p * j.v_plane + (i + 1) // chunks * j.tiles * j.v_stride + c
+                next_u = p * j.u_plane + ((i + 1) // chunks * channels + c) * k.nr
             else:
-                next_v, next_u = (p + 1) % POINTS * j.v_plane, (p + 1) % POINTS * j.u_plane
+                next_v, next_u = (p + 1) % j.points * j.v_plane, (p + 1) % j.points * j.u_plane
             ahead.a, ahead.b = v + next_v * j.es, u + next_u * j.es
-            k.gemm_lines(depth, v + (p * j.v_plane + c) * j.es, j.v_stride, tiles,
-                         u + (p * j.u_plane + c * k.nr) * j.es, products + p * j.m_plane * j.es, k.nr, <int>cols,
-                         accumulate or c > 0, &ahead)
+            k.gemm_lines(min(chunk, channels - i % chunks * chunk), v + here_v * j.es, j.v_stride, tiles,
+                         u + here_u * j.es, products + p * j.m_plane * j.es, k.nr, <int>cols, accumulate or i > 0,
+                         &ahead)
 
 
-cdef inline ptrdiff_t summed_together(const WinogradJob *j) noexcept nogil:
-    """Channels that the micro-kernel sums before the sum is added to M, as even as whole vectors allow.
+cdef inline ptrdiff_t summed_together(const WinogradJob *j, ptrdiff_t n) noexcept nogil:
+    """How many of n products the micro-kernel sums before the sum is added to others, as even as whole vectors allow.
 
     Of n numbers, summed b at a time, the rounding error grows as sqrt(b) and sqrt(n / b) instead of sqrt(n).
     """
-    return whole_lanes(j, ceil_div(j.channels, ceil_div(j.channels, SUMMED)))
+    return whole_lanes(j, ceil_div(n, ceil_div(n, SUMMED if j.points == 36 else SUMMED // 2)))
 
 
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -164,50 +174,58 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef ptrdiff_t blocks = ceil_div(j.count, j.w.task_patches), nr = k.nr, plane = j.out_h * j.out_w
     cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
     cdef ptrdiff_t panel = task // blocks, row0 = panel * j.width, cols = min(j.width, whole_lanes(j, j.rows - row0))
-    cdef ptrdiff_t tiles = (patch1 - patch0) * patch_tiles(j)
-    cdef ptrdiff_t c, col, n, d, at, patch
+    cdef ptrdiff_t tiles = (patch1 - patch0) * j.patch_tiles
+    cdef ptrdiff_t c, i, col, n, d, at, patch
     cdef int height = <int>(j.w.tiles_h * j.m), width = <int>(j.w.tiles_w * j.m)
     cdef fc_image image
     cdef char *residual = scratch + j.patch_size
     cdef char *products = residual + (0 if j.residual == NULL else j.patch_size)
-    cdef const char *v = j.v + patch0 * patch_tiles(j) * j.v_stride * es
+    cdef const char *v = j.v + patch0 * j.v_tiles * j.v_stride * es
     cdef char *u = products + j.m_size
     if j.fused:
-        for c from 0 <= c < j.channels by j.chunk:
-            for col from 0 <= col < cols by k.lanes:
-                k.winograd_filters(<int>j.w.r, j.weight + ((row0 + col) * j.row_stride + c * j.channel_stride) * es,
-                                   j.row_stride, j.channel_stride, <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
-                                   min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
-            multiply_tiles(j, v + c * es, u, min(j.chunk, j.channels - c), j.chunk, tiles, cols, c > 0, products)
+        for i in range(j.taps):
+            for c from 0 <= c < j.channels by j.chunk:
+                for col from 0 <= col < cols by k.lanes:
+                    k.winograd_filters(<int>j.w.r, filter_plane(j, row0 + col, i, c), j.row_stride, j.channel_stride,
+                                       <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
+                                       min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
+                multiply_tiles(j, v + (i * j.tiles * j.v_stride + c) * es, u, 1, min(j.chunk, j.channels - c), j.chunk,
+                               tiles, cols, i > 0 or c > 0, products)
     else:
-        multiply_tiles(j, v, j.u + panel * nr * j.channels * es, j.channels,
-                       j.chunk if j.used_once else summed_together(j), tiles, cols, False, products)
-    image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
+        multiply_tiles(j, v, j.u + panel * nr * j.taps * j.channels * es, j.taps, j.channels,
+                       j.chunk if j.used_once else summed_together(j, j.channels), tiles, cols, False, products)
+    image.height, image.width, image.plane = j.out_h, j.out_w, j.out_d * plane
     for patch in range(patch0, patch1):
         patch_position(j, j.patch0 + patch, &image, &n, &d)
-        for col from 0 <= col < cols by k.lanes:
-            image.channels = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
-            at = (((n * j.groups + j.group) * j.rows + row0 + col) * j.depth + d) * plane * es
-            if not k.winograd_output(<int>j.m, products + ((patch - patch0) * patch_tiles(j) * nr + col) * es,
-                                     j.m_plane, nr, <int>j.w.tiles_h, <int>j.w.tiles_w,
-                                     NULL if j.bias == NULL else j.bias + (row0 + col) * es, image.channels, scratch):
-                j.finite = 0
-            if j.residual != NULL:
-                k.load_patch(&image, j.residual + at, height, width, residual)
-            if j.activation or j.residual != NULL:
-                k.epilogue(scratch, 0, 1, height * width * k.lanes, NULL, NULL if j.residual == NULL else residual,
-                           j.activation, j.slope)
-            k.store_patch(&image, scratch, height, width, j.y + at)
+        for i in range(min(j.w.planes, j.out_d - d)):
+            for col from 0 <= col < cols by k.lanes:
+                image.channels = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
+                at = (((n * j.groups + j.group) * j.rows + row0 + col) * j.out_d + d + i) * plane * es
+                if not k.winograd_output(<int>j.w.r, products + (((patch - patch0) * j.w.planes + i) * j.tiles * nr
+                                                                 + col) * es,
+                                         j.m_plane, nr, <int>j.w.tiles_h, <int>j.w.tiles_w,
+                                         NULL if j.bias == NULL else j.bias + (row0 + col) * es, image.channels,
+                                         scratch):
+                    j.finite = 0
+                if j.residual != NULL:
+                    k.load_patch(&image, j.residual + at, height, width, residual)
+                if j.activation or j.residual != NULL:
+                    k.epilogue(scratch, 0, 1, height * width * k.lanes, NULL,
+                               NULL if j.residual == NULL else residual, j.activation, j.slope)
+                k.store_patch(&image, scratch, height, width, j.y + at)
 
 
 cdef void plan_patches(WinogradJob *j) noexcept nogil:
-    j.m = 7 - j.w.r
+    j.points = (j.m + j.w.r - 1) * (j.m + j.w.r - 1)
+    j.tiles, j.planes_in = j.w.tiles_h * j.w.tiles_w, j.w.planes + j.taps - 1
+    j.patch_tiles, j.v_tiles = j.w.planes * j.tiles, j.planes_in * j.tiles
+    j.patches_d = ceil_div(j.out_d, j.w.planes)
     j.patches_h = ceil_div(ceil_div(j.out_h, j.dilation[0]), j.w.tiles_h * j.m)
     j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.w.tiles_w * j.m)
-    j.patches = j.n * j.depth * j.dilation[0] * j.dilation[1] * j.patches_h * j.patches_w
+    j.patches = j.n * j.patches_d * j.dilation[0] * j.dilation[1] * j.patches_h * j.patches_w
     j.w.block_patches = min(j.w.block_patches, j.patches)
     j.v_stride, j.v_channel = whole_lanes(j, j.channels), 1
-    j.v_plane = odd_lines(j.w.block_patches * patch_tiles(j) * j.v_stride, j.es)
+    j.v_plane = odd_lines(j.w.block_patches * j.v_tiles * j.v_stride, j.es)
     j.chunk = CHANNELS
     j.line = max(<ptrdiff_t>j.k.lanes, <ptrdiff_t>(64 // j.es))
     j.width = whole_lanes(j, ceil_div(j.rows, ceil_div(j.rows, j.k.nr)))
@@ -217,24 +235,25 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
 
 cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
     """Whether filters are transformed by the task that uses them, and where they lie."""
+    j.m = 4 if j.w.r == 3 else 3
     plan_patches(j)
     j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches)
     j.fused = j.used_once and not packed
-    j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused else ceil_div(j.rows, j.k.nr) * j.channels) * j.k.nr,
-                          j.es)
-    j.u_size = aligned(POINTS * j.u_plane * j.es)
+    j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused
+                           else ceil_div(j.rows, j.k.nr) * j.taps * j.channels) * j.k.nr, j.es)
+    j.u_size = aligned(j.points * j.u_plane * j.es)
 
 
 cdef void transform_filters(WinogradJob *j, int threads) noexcept nogil:
     """U of one group."""
-    run_flushed(filters_task, j, ceil_div(j.rows, j.line) * ceil_div(j.channels, j.chunk), threads, NULL, 0)
+    run_flushed(filters_task, j, ceil_div(j.rows, j.line) * j.taps * ceil_div(j.channels, j.chunk), threads, NULL, 0)
 
 
 cdef void pack_filters(WinogradJob *j, int threads) noexcept nogil:
     """U of all groups."""
     cdef ptrdiff_t g
     for g in range(j.groups):
-        j.weight = j.weights + g * j.rows * j.channels * j.w.r * j.w.r * j.es
+        j.weight = j.weights + g * j.rows * j.channels * j.taps * j.w.r * j.w.r * j.es
         j.u = j.packed + g * j.u_size
         transform_filters(j, threads)
 
@@ -245,11 +264,11 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
     cdef int threads = threads_for(flops), g
     plan_filters(j, j.packed != NULL)
     panels = ceil_div(j.rows, j.k.nr)
-    tiles = min(j.w.task_patches, j.w.block_patches) * patch_tiles(j)
+    tiles = min(j.w.task_patches, j.w.block_patches) * j.patch_tiles
     chunks = ceil_div(j.channels, j.chunk)
     j.m_plane = odd_lines(tiles * j.k.nr, j.es)
-    j.m_size = aligned(POINTS * j.m_plane * j.es)
-    cdef size_t u = 0 if j.fused or j.packed != NULL else j.u_size, v = aligned(POINTS * j.v_plane * j.es)
+    j.m_size = aligned(j.points * j.m_plane * j.es)
+    cdef size_t u = 0 if j.fused or j.packed != NULL else j.u_size, v = aligned(j.points * j.v_plane * j.es)
     cdef size_t scratch = j.patch_size * (1 if j.residual == NULL else 2) + j.m_size + (j.u_size if j.fused else 0)
     cdef Arena arena = lease(u + v + threads * scratch)
     cdef const char *bias = j.bias
@@ -259,7 +278,7 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
         for g in range(j.groups):
             j.group = g
             j.bias = NULL if bias == NULL else bias + g * j.rows * j.es
-            j.weight = j.weights + g * j.rows * j.channels * j.w.r * j.w.r * j.es
+            j.weight = j.weights + g * j.rows * j.channels * j.taps * j.w.r * j.w.r * j.es
             if j.packed != NULL:
                 j.u = j.packed + g * j.u_size
             elif not j.fused:
@@ -268,12 +287,19 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
             j.patch0 = 0
             while j.patch0 < j.patches and j.finite:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
-                run_flushed(image_task, j, j.count * chunks, threads, j.v + v, scratch)
+                run_flushed(image_task, j, j.count * j.planes_in * chunks, threads, j.v + v, scratch)
                 run_flushed(product_tiles_task, j, ceil_div(j.count, j.w.task_patches) * panels, threads, j.v + v,
                             scratch)
                 j.patch0 += j.count
     release(arena)
     return j.finite
+
+
+cdef void set_extents(WinogradJob *j, ConvPlan plan, const ptrdiff_t *in_, const ptrdiff_t *out) noexcept:
+    """Extents of what is read and of what is computed."""
+    j.in_d, j.in_h, j.in_w = in_[0], in_[1], in_[2]
+    j.out_d, j.out_h, j.out_w = out[0], out[1], out[2]
+    j.taps, j.dilation[0], j.dilation[1] = plan.kernel[0], plan.dilation[1], plan.dilation[2]
 
 
 cdef WinogradJob winograd_output(ConvPlan plan, const char *weight, char *packed) noexcept:
@@ -282,9 +308,8 @@ cdef WinogradJob winograd_output(ConvPlan plan, const char *weight, char *packed
     memset(&j, 0, sizeof(j))
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_output
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
-    j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
-    j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
-    j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
+    set_extents(&j, plan, plan.in_, plan.out)
+    j.pad_d, j.pad_h, j.pad_w = plan.pad[0], plan.pad[1], plan.pad[2]
     j.weights, j.packed = weight, packed
     j.row_stride, j.channel_stride, j.flip = plan.ic * plan.taps, plan.taps, 0
     return j
@@ -296,8 +321,8 @@ cdef WinogradJob winograd_gradient(ConvPlan plan, const char *weight, char *pack
     memset(&j, 0, sizeof(j))
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_gradient
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.oc, plan.ic
-    j.in_h, j.in_w, j.out_h, j.out_w = plan.out[1], plan.out[2], plan.in_[1], plan.in_[2]
-    j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
+    set_extents(&j, plan, plan.out, plan.in_)
+    j.pad_d = plan.kernel[0] - 1 - plan.pad[0]
     j.pad_h = (plan.kernel[1] - 1) * plan.dilation[1] - plan.pad[1]
     j.pad_w = (plan.kernel[2] - 1) * plan.dilation[2] - plan.pad[2]
     j.weights, j.packed = weight, packed
@@ -323,70 +348,85 @@ cdef int conv_winograd_input_gradient(ConvPlan plan, const char *grad_output, co
 # ---- weight gradient ----
 
 cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: V of a patch and a chunk of input channels, or D of a patch and a chunk of output channels."""
+    """Task: V of a plane of a patch and a chunk of input channels, or D and a chunk of output channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t images = j.count * ceil_div(j.channels, j.chunk)
+    cdef ptrdiff_t images = j.count * j.planes_in * ceil_div(j.channels, j.chunk)
     if task < images:
         image_task(job_, task, scratch)
         return
     task -= images
-    cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks, plane = j.out_h * j.out_w, n, d, c
+    cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks // j.w.planes, n, d, c
+    cdef ptrdiff_t i = task // chunks % j.w.planes, tile = patch * j.patch_tiles + i * j.tiles
+    cdef ptrdiff_t plane = j.out_h * j.out_w
     cdef int rows = <int>(j.w.tiles_h * j.m), cols = <int>(j.w.tiles_w * j.m)
     cdef fc_image image
     patch_position(j, j.patch0 + patch, &image, &n, &d)
-    image.height, image.width, image.plane = j.out_h, j.out_w, j.depth * plane
+    d += i
+    image.height, image.width, image.plane = j.out_h if d < j.out_d else 0, j.out_w, j.out_d * plane
     for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.rows) by j.k.lanes:
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.rows - c)
-        j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.depth + d) * plane * j.es, rows, cols,
+        j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.out_d + d) * plane * j.es, rows, cols,
                        scratch)
-        j.k.winograd_gradient(scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w, <int>j.m,
-                              j.d + ((c // j.width * j.w.block_patches + patch) * patch_tiles(j) * j.k.nr
-                                     + c % j.width) * j.es,
+        j.k.winograd_gradient(<int>j.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
+                              j.d + ((c // j.width * j.w.block_patches * j.patch_tiles + tile) * j.k.nr + c % j.width)
+                              * j.es,
                               j.d_plane, j.k.nr)
 
 
-cdef void multiply_weights(const WinogradJob *j, ptrdiff_t p, ptrdiff_t c0, ptrdiff_t c1, ptrdiff_t panel, char *sums,
-                           ptrdiff_t stride) noexcept nogil:
-    """dU[p][c0 : c1][panel] (+)= V[p]^T D[p] over the tiles of the block."""
-    cdef ptrdiff_t tiles = j.w.block_patches * patch_tiles(j)
-    j.k.gemm_blocks(j.count * patch_tiles(j), j.v + (p * j.v_plane + c0 * j.v_channel) * j.es, j.k.lanes * j.v_channel,
-                    c1 - c0, j.d + (p * j.d_plane + panel // j.width * j.k.nr * tiles) * j.es, sums, stride,
-                    <int>min(j.width, whole_lanes(j, j.rows - panel)), j.accumulate)
+cdef void multiply_weights(const WinogradJob *j, ptrdiff_t p, ptrdiff_t tap, ptrdiff_t c0, ptrdiff_t c1,
+                           ptrdiff_t panel, char *sums, ptrdiff_t stride) noexcept nogil:
+    """dU[p][tap][c0 : c1][panel] (+)= V[p]^T D[p] over the tiles of the block, which in D lie as close as in V if the
+    filter has one plane."""
+    cdef ptrdiff_t runs = 1 if j.taps == 1 else j.count, run = j.count // runs * j.patch_tiles, i, t
+    cdef ptrdiff_t together = summed_together(j, run)
+    cdef const char *v = j.v + (p * j.v_plane + tap * j.tiles * j.k.lanes + c0 * j.v_channel) * j.es
+    cdef const char *d = j.d + (p * j.d_plane + panel // j.width * j.k.nr * j.w.block_patches * j.patch_tiles) * j.es
+    for i in range(runs):
+        for t from 0 <= t < run by together:
+            j.k.gemm_blocks(min(together, run - t), v + (i * j.v_tiles + t) * j.k.lanes * j.es,
+                            j.k.lanes * j.v_channel, c1 - c0, d + (i * run + t) * j.k.nr * j.es, sums, stride,
+                            <int>min(j.width, whole_lanes(j, j.rows - panel)), j.accumulate or i > 0 or t > 0)
 
 
 cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: dU of one point and a chunk of input channels."""
+    """Task: dU of one point, a plane of filters and a chunk of input channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), p = task // chunks, c0 = task % chunks * j.chunk, panel
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), tap = task // chunks % j.taps, p = task // chunks // j.taps
+    cdef ptrdiff_t c0 = task % chunks * j.chunk, panel
     for panel from 0 <= panel < j.rows by j.width:
-        multiply_weights(j, p, c0, min(c0 + j.chunk, j.channels), panel,
-                         j.u + (p * j.u_plane + c0 * j.u_stride + panel) * j.es, j.u_stride)
+        multiply_weights(j, p, tap, c0, min(c0 + j.chunk, j.channels), panel,
+                         j.u + (p * j.u_plane + (tap * j.channels + c0) * j.u_stride + panel) * j.es, j.u_stride)
 
 
-cdef void finish_weights(WinogradJob *j, const char *sums, ptrdiff_t row, ptrdiff_t c0, ptrdiff_t count) noexcept nogil:
-    """dW of one vector of output channels and some input channels."""
+cdef void finish_weights(WinogradJob *j, const char *sums, ptrdiff_t row, ptrdiff_t tap, ptrdiff_t c0,
+                         ptrdiff_t count) noexcept nogil:
+    """dW of one vector of output channels, a plane of filters and some input channels."""
     if not j.k.winograd_weights(<int>j.w.r, sums, j.u_plane, j.u_stride, count,
-                                <int>min(<ptrdiff_t>j.k.lanes, j.rows - row),
-                                <char *>j.weight + (row * j.row_stride + c0 * j.channel_stride) * j.es, j.row_stride):
+                                <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), <char *>filter_plane(j, row, tap, c0),
+                                j.row_stride, j.channel_stride):
         j.finite = 0
 
 
 cdef void weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: dW of one vector of output channels and a chunk of input channels."""
+    """Task: dW of one vector of output channels, a plane of filters and a chunk of input channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, row = task // chunks * j.k.lanes
-    finish_weights(j, j.u + (c * j.u_stride + row) * j.es, row, c, min(j.chunk, j.channels - c))
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk
+    cdef ptrdiff_t tap = task // chunks % j.taps, row = task // chunks // j.taps * j.k.lanes
+    finish_weights(j, j.u + ((tap * j.channels + c) * j.u_stride + row) * j.es, row, tap, c,
+                   min(j.chunk, j.channels - c))
 
 
 cdef void fused_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: dU, then dW, of a panel of output channels and a chunk of input channels; dU stays in L2."""
+    """Task: dU, then dW, of a panel of output channels, a plane of filters and a chunk of input channels; dU stays in
+    L2."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk, panel = task // chunks * j.width
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk
+    cdef ptrdiff_t tap = task // chunks % j.taps, panel = task // chunks // j.taps * j.width
     cdef ptrdiff_t count = min(j.chunk, j.channels - c), p, col
-    for p in range(POINTS):
-        multiply_weights(j, p, c, c + count, panel, scratch + p * j.u_plane * j.es, j.u_stride)
+    for p in range(j.points):
+        multiply_weights(j, p, tap, c, c + count, panel, scratch + p * j.u_plane * j.es, j.u_stride)
     for col from 0 <= col < min(j.width, j.rows - panel) by j.k.lanes:
-        finish_weights(j, scratch + col * j.es, panel + col, c, count)
+        finish_weights(j, scratch + col * j.es, panel + col, tap, c, count)
 
 
 cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, const char *x,
@@ -394,22 +434,23 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, c
     cdef WinogradJob j
     cdef int threads = threads_for(plan.flops), g
     cdef ptrdiff_t chunks, panels
+    memset(&j, 0, sizeof(j))
     j.k, j.es, j.w = plan.k, plan.es, plan.winograd_weight
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.ic, plan.oc
-    j.in_h, j.in_w, j.out_h, j.out_w = plan.in_[1], plan.in_[2], plan.out[1], plan.out[2]
-    j.pad_h, j.pad_w = plan.pad[1], plan.pad[2]
-    j.depth, j.dilation[0], j.dilation[1] = plan.in_[0], plan.dilation[1], plan.dilation[2]
+    set_extents(&j, plan, plan.in_, plan.out)
+    j.pad_d, j.pad_h, j.pad_w = plan.pad[0], plan.pad[1], plan.pad[2]
     j.x, j.y = x, <char *>grad_output
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
+    j.m = 7 - j.w.r
     plan_patches(&j)
-    j.v_stride, j.v_channel = j.k.lanes, j.w.block_patches * patch_tiles(&j)
+    j.v_stride, j.v_channel = j.k.lanes, j.w.block_patches * j.v_tiles
     chunks, panels = ceil_div(j.channels, j.chunk), ceil_div(j.rows, j.k.nr)
-    j.fused = j.patches <= j.w.block_patches and chunks * panels >= MIN_FUSED
+    j.fused = j.patches <= j.w.block_patches and chunks * j.taps * panels >= MIN_FUSED
     j.u_stride = j.k.nr if j.fused else whole_lanes(&j, j.rows)
-    j.u_plane = odd_lines(min(j.chunk, j.channels) * j.k.nr if j.fused else j.channels * j.u_stride, j.es)
-    j.d_plane = odd_lines(panels * j.k.nr * j.w.block_patches * patch_tiles(&j), j.es)
-    cdef size_t u = aligned(POINTS * j.u_plane * j.es), v = aligned(POINTS * j.v_plane * j.es)
-    cdef size_t d = aligned(POINTS * j.d_plane * j.es), scratch = max(j.patch_size, u if j.fused else 0)
+    j.u_plane = odd_lines(min(j.chunk, j.channels) * j.k.nr if j.fused else j.taps * j.channels * j.u_stride, j.es)
+    j.d_plane = odd_lines(panels * j.k.nr * j.w.block_patches * j.patch_tiles, j.es)
+    cdef size_t u = aligned(j.points * j.u_plane * j.es), v = aligned(j.points * j.v_plane * j.es)
+    cdef size_t d = aligned(j.points * j.d_plane * j.es), scratch = max(j.patch_size, u if j.fused else 0)
     cdef Arena arena = lease(u + v + d + threads * scratch)
     j.u = <char *>arena.memory
     j.v = j.u + u
@@ -422,14 +463,15 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, c
             while j.patch0 < j.patches:
                 j.count = min(j.w.block_patches, j.patches - j.patch0)
                 j.accumulate = j.patch0 > 0
-                run_flushed(gradient_tiles_task, &j, j.count * (chunks + ceil_div(j.rows, j.chunk)), threads, j.d + d,
-                            scratch)
+                run_flushed(gradient_tiles_task, &j,
+                            j.count * (j.planes_in * chunks + j.w.planes * ceil_div(j.rows, j.chunk)), threads,
+                            j.d + d, scratch)
                 if j.fused:
-                    run_flushed(fused_weights_task, &j, chunks * panels, threads, j.d + d, scratch)
+                    run_flushed(fused_weights_task, &j, chunks * j.taps * panels, threads, j.d + d, scratch)
                 else:
-                    run_flushed(product_weights_task, &j, POINTS * chunks, threads, NULL, 0)
+                    run_flushed(product_weights_task, &j, j.points * j.taps * chunks, threads, NULL, 0)
                 j.patch0 += j.count
             if not j.fused:
-                run_flushed(weights_task, &j, ceil_div(j.rows, j.k.lanes) * chunks, threads, NULL, 0)
+                run_flushed(weights_task, &j, ceil_div(j.rows, j.k.lanes) * j.taps * chunks, threads, NULL, 0)
     release(arena)
     return j.finite

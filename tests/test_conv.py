@@ -182,7 +182,7 @@ FEW = [
     if case.reason in ("K one past a slice, and odd", "stride 2, padded, odd size", "groups 2", "3-D")
 ]
 
-# Winograd's tiles are 6 x 6 and give 4 x 4 or 2 x 2 outputs; patches are up to 16 tiles wide.
+# Winograd's tiles give 4 x 4 outputs (3x3 filters) or 3 x 3 (5x5); patches are up to 16 tiles wide.
 WINOGRAD = [
     Case("Winograd: whole tiles", (2, 16, 8, 12), (16, 16, 3, 3), {"padding": 1}),
     Case("Winograd: tiles across every border", (2, 5, 13, 17), (3, 5, 3, 3)),
@@ -191,6 +191,7 @@ WINOGRAD = [
     Case("Winograd: a panel and a bit of channels", (1, 50, 9, 9), (51, 50, 3, 3), {"padding": 1}),
     Case("Winograd: blocks of patches", (9, 37, 21, 22), (20, 37, 3, 3), {"padding": 1}),
     Case("Winograd: 5x5", (2, 17, 9, 11), (19, 17, 5, 5), {"padding": 2}),
+    Case("Winograd: 5x5, many channels", (1, 131, 13, 14), (67, 131, 5, 5), {"padding": 2}),
     Case("Winograd: 5x5, groups", (1, 6, 8, 7), (4, 3, 5, 5), {"groups": 2}),
     Case(
         "Winograd: dilation 2, residues of unequal size", (2, 17, 15, 13), (18, 17, 3, 3), {"padding": 2, "dilation": 2}
@@ -202,6 +203,16 @@ WINOGRAD = [
     ),
     Case("Winograd: planes of a volume", (2, 4, 3, 9, 10), (6, 2, 1, 3, 3), {"groups": 2, "padding": (0, 1, 1)}),
     Case("Winograd: padding larger than the kernel", (1, 3, 5, 4), (4, 3, 3, 3), {"padding": ((0, 5), (4, 1))}),
+    Case("Winograd: 3x3x3", (2, 5, 7, 9, 18), (17, 5, 3, 3, 3), {"padding": 1}),
+    Case("Winograd: 3x3x3, blocks of patches", (3, 67, 9, 17, 21), (35, 67, 3, 3, 3), {"padding": 1}),
+    Case(
+        "Winograd: 2x3x3, dilated, groups",
+        (1, 6, 5, 8, 9),
+        (4, 3, 2, 3, 3),
+        {"groups": 2, "dilation": (1, 2, 1)},
+    ),
+    Case("Winograd: 5x5x5, padded far", (1, 2, 4, 7, 8), (3, 2, 5, 5, 5), {"padding": ((7, 1), (2, 0), (3, 2))}),
+    Case("Winograd: 3x3x3, one plane", (1, 19, 1, 9, 8), (18, 19, 3, 3, 3), {"padding": 1}),
 ]
 
 

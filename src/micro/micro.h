@@ -238,16 +238,16 @@ typedef struct {
     /* Winograd's transforms; see winograd.h */
     void (*load_patch)(const fc_image *x, const void *src, int rows, int cols, void *patch);
     void (*store_patch)(const fc_image *y, const void *patch, int rows, int cols, void *dst);
-    void (*winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *v, ptrdiff_t plane,
-                           ptrdiff_t stride);
+    void (*winograd_input)(int points, int m, const void *patch, int cols, int tiles_h, int tiles_w, void *v,
+                           ptrdiff_t plane, ptrdiff_t stride);
     void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
                              ptrdiff_t count, int flip, void *u, ptrdiff_t plane);
-    void (*winograd_gradient)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *u, ptrdiff_t plane,
+    void (*winograd_gradient)(int m, const void *patch, int cols, int tiles_h, int tiles_w, void *u, ptrdiff_t plane,
                               ptrdiff_t stride);
-    int (*winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
+    int (*winograd_output)(int r, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
                            const void *bias, int lanes, void *patch);
     int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes,
-                            void *w, ptrdiff_t row_stride);
+                            void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride);
 
     /* fused multiply-adds in registers: returns the number of floating-point operations done */
     double (*fma_peak)(ptrdiff_t repeats, void *sink);

@@ -1,81 +1,109 @@
-/* Winograd's minimal filtering on 6 x 6 tiles: F(m x m, r x r) with m + r = 7.
+/* Winograd's minimal filtering, F(m x m, r x r) on tiles of P x P points, P = m + r - 1: F(4,3) on 6 and F(3,5) on 7;
+ * weight gradients, with filter and output exchanged, F(3,4) and F(5,2) on 6 (F(5,3) rounds twice as much).
  *
- *     Y = A^T [ (G g G^T) . (B^T d B) ] A           m x m outputs of an r x r filter g from a 6 x 6 tile d
+ *     Y = A^T [ (G g G^T) . (B^T d B) ] A           m x m outputs of an r x r filter g from a P x P tile d
  *
- * The points are 0, +-a, +-b and infinity, a = 5/8, b = 3/2.  With N(q) = prod (q - other points):
+ * The points are pairs +-q, infinity and, where P is even, 0.  With N(q) = prod (q - other points):
  *     row q of G      [1, q, q^2, ...] / N(q);   infinity: the last coefficient
  *     row q of A^T's transpose  [1, q, q^2, ...];  infinity: into the last output
- *     row q of B^T    the coefficients of x (x^2 - a^2) (x^2 - b^2) / (x - q); infinity: of the product itself
+ *     row q of B^T    the coefficients of prod (x - other points); infinity: of the product of all
+ * where P is odd the rows of -q are negated in G and B^T, which spares a sign.
  *
- * One set of points serves F(4,3) and F(2,5) and, with filter and output exchanged, the weight gradients F(3,4) and
- * F(5,2): 36 multiplications instead of 144 (3 x 3) or 100 (5 x 5).  Lanes are channels, so that a transformed tile
+ * 36 multiplications instead of 144 (3 x 3), 49 instead of 225 (5 x 5).  Lanes are channels, so that a transformed tile
  * is a row of a GEMM operand as it is; images enter and leave through patches [row][column][lanes], 16 channels
  * transposed at a time.
  *
- * Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.  The points: Barabasz et al., "Error
+ * Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.  Fractions as points: Barabasz et al., "Error
  * Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2018: rms error 2.9 times
- * direct convolution's (integer points 0, +-1, +-2: 6.5 times). */
+ * direct convolution's on 6 points (0, +-1, +-2: 6.5), 4 times on 7 (0, +-1/2, +-1, 2: 8). */
 
-#define FC_A ((REAL)0.625)
-#define FC_B ((REAL)1.5)
-#define FC_A2 (FC_A * FC_A)
-#define FC_B2 (FC_B * FC_B)
+#define FC_POINTS 7 /* along an axis, at most */
+#define FC_OUTPUTS 5
 
-/* v = B^T d: 12 multiply-adds */
-#define tile_rows FC_LOCAL(tile_rows)
-FC_INLINE void tile_rows(const vec d[6], vec v[6]) {
-    const vec e1 = d[4] - FC_B2 * d[2], o1 = d[3] - FC_B2 * d[1];
-    const vec e2 = d[4] - FC_A2 * d[2], o2 = d[3] - FC_A2 * d[1];
-    v[0] = (d[4] - (FC_A2 + FC_B2) * d[2]) + (FC_A2 * FC_B2) * d[0];
-    v[1] = e1 + FC_A * o1;
-    v[2] = e1 - FC_A * o1;
-    v[3] = e2 + FC_B * o2;
-    v[4] = e2 - FC_B * o2;
-    v[5] = (d[5] - (FC_A2 + FC_B2) * d[3]) + (FC_A2 * FC_B2) * d[1];
+#define square FC_LOCAL(square)
+FC_INLINE REAL square(REAL q) { return q * q; }
+
+/* The i-th pair of points */
+#define point FC_LOCAL(point)
+FC_INLINE REAL point(const int points, const int i) {
+    if (points == 6) return i == 0 ? (REAL)0.625 : (REAL)1.5;
+    return i == 0 ? (REAL)0.3125 : i == 1 ? (REAL)0.875 : (REAL)1.625;
 }
 
-/* u = G g: the polynomial with coefficients g[0 .. n) at the six points, over N */
+/* v = B^T d: 12 multiply-adds on 6 points, 21 on 7 */
+#define tile_rows FC_LOCAL(tile_rows)
+FC_INLINE void tile_rows(const int points, const vec *d, vec *v) {
+    const int first = points % 2 == 0;
+    const REAL a = square(point(points, 0)), b = square(point(points, 1)), c = square(point(points, 2));
+    if (first) {
+        v[0] = (d[4] - (a + b) * d[2]) + (a * b) * d[0];
+        v[5] = (d[5] - (a + b) * d[3]) + (a * b) * d[1];
+    } else
+        v[6] = ((d[6] - (a + b + c) * d[4]) + (a * b + b * c + c * a) * d[2]) - (a * b * c) * d[0];
+    FC_UNROLL
+    for (int i = 0; i < points / 2 - first; i++) { /* the polynomial of the other pairs, times x and times q */
+        const REAL q = point(points, i), p = i == 0 ? b : a, r = i == 2 ? b : c;
+        const vec o = first ? d[4] - p * d[2] : (d[5] - (p + r) * d[3]) + (p * r) * d[1];
+        const vec e = first ? d[3] - p * d[1] : (d[4] - (p + r) * d[2]) + (p * r) * d[0];
+        v[first + 2 * i] = o + q * e;
+        v[first + 2 * i + 1] = first ? o - q * e : q * e - o;
+    }
+}
+
+/* u = G g: the polynomial with coefficients g[0 .. n) at the points, over N */
 #define evaluate FC_LOCAL(evaluate)
-FC_INLINE void evaluate(const int n, const vec *g, vec u[6]) {
-    const REAL na = 1 / (2 * FC_A2 * (FC_A2 - FC_B2)), nb = 1 / (2 * FC_B2 * (FC_B2 - FC_A2));
-    vec ea = na * g[0], oa = (na * FC_A) * g[1], eb = nb * g[0], ob = (nb * FC_B) * g[1];
-    if (n > 2) ea += (na * FC_A2) * g[2], eb += (nb * FC_B2) * g[2];
-    if (n > 3) oa += (na * FC_A2 * FC_A) * g[3], ob += (nb * FC_B2 * FC_B) * g[3];
-    if (n > 4) ea += (na * FC_A2 * FC_A2) * g[4], eb += (nb * FC_B2 * FC_B2) * g[4];
-    u[0] = (1 / (FC_A2 * FC_B2)) * g[0];
-    u[1] = ea + oa;
-    u[2] = ea - oa;
-    u[3] = eb + ob;
-    u[4] = eb - ob;
-    u[5] = g[n - 1];
+FC_INLINE void evaluate(const int points, const int n, const vec *g, vec *u) {
+    const int first = points % 2 == 0, pairs = points / 2 - first;
+    if (first) u[0] = g[0] * (1 / square(point(points, 0) * point(points, 1)));
+    FC_UNROLL
+    for (int i = 0; i < pairs; i++) {
+        const REAL q = point(points, i);
+        REAL over = 2 * (first ? q * q : q);
+        FC_UNROLL
+        for (int j = 0; j < pairs; j++)
+            if (j != i) over *= square(q) - square(point(points, j));
+        REAL factor = 1 / over;
+        vec sum[2];
+        FC_UNROLL
+        for (int k = 0; k < n; k++, factor *= q) sum[k % 2] = k < 2 ? factor * g[k] : sum[k % 2] + factor * g[k];
+        u[first + 2 * i] = sum[0] + sum[1];
+        u[first + 2 * i + 1] = sum[0] - sum[1];
+    }
+    u[points - 1] = g[n - 1];
 }
 
 /* y = A^T m: n outputs */
 #define interpolate FC_LOCAL(interpolate)
-FC_INLINE void interpolate(const int n, const vec m[6], vec *y) {
-    const vec sa = m[1] + m[2], da = m[1] - m[2], sb = m[3] + m[4], db = m[3] - m[4];
-    y[0] = m[0] + sa + sb;
-    y[1] = FC_A * da + FC_B * db;
-    if (n > 2) y[2] = FC_A2 * sa + FC_B2 * sb;
-    if (n > 3) y[3] = (FC_A2 * FC_A) * da + (FC_B2 * FC_B) * db;
-    if (n > 4) y[4] = (FC_A2 * FC_A2) * sa + (FC_B2 * FC_B2) * sb;
-    y[n - 1] += m[5];
+FC_INLINE void interpolate(const int points, const int n, const vec *m, vec *y) {
+    const int first = points % 2 == 0;
+    FC_UNROLL
+    for (int i = 0; i < points / 2 - first; i++) {
+        const vec *pair = m + first + 2 * i;
+        const vec part[2] = {pair[0] + pair[1], pair[0] - pair[1]};
+        REAL factor = 1;
+        FC_UNROLL
+        for (int k = 0; k < n; k++, factor *= point(points, i)) {
+            const vec term = k == 0 ? part[0] : factor * part[k % 2];
+            y[k] = i > 0 ? y[k] + term : k == 0 && first ? m[0] + term : term;
+        }
+    }
+    y[n - 1] += m[points - 1];
 }
 
-/* Six vectors, `step` apart.  The pointer is opaque, or the compiler multiplies all 36 offsets of a tile beforehand and
+/* Some vectors, `step` apart.  The pointer is opaque, or the compiler multiplies all offsets of a tile beforehand and
  * spills them. */
-#define load_six FC_LOCAL(load_six)
-FC_INLINE void load_six(const REAL *p, ptrdiff_t step, vec v[6]) {
+#define load_points FC_LOCAL(load_points)
+FC_INLINE void load_points(const int points, const REAL *p, ptrdiff_t step, vec *v) {
     __asm__("" : "+r"(p));
     FC_UNROLL
-    for (int i = 0; i < 6; i++) v[i] = vec_load(p + i * step);
+    for (int i = 0; i < points; i++) v[i] = vec_load(p + i * step);
 }
 
-#define store_six FC_LOCAL(store_six)
-FC_INLINE void store_six(const vec v[6], REAL *p, ptrdiff_t step) {
+#define store_points FC_LOCAL(store_points)
+FC_INLINE void store_points(const int points, const vec *v, REAL *p, ptrdiff_t step) {
     __asm__("" : "+r"(p));
     FC_UNROLL
-    for (int i = 0; i < 6; i++) vec_store(p + i * step, v[i]);
+    for (int i = 0; i < points; i++) vec_store(p + i * step, v[i]);
 }
 
 /* Inlined with a constant step */
@@ -150,46 +178,54 @@ static void FC_KERNEL(store_patch)(const fc_image *y, const void *patch_, int ro
     }
 }
 
-/* V = B^T d B of the tiles_h x tiles_w tiles of a patch, `m` apart: v[point * plane + tile * stride + lane] */
-static void FC_KERNEL(winograd_input)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *v_,
-                                      ptrdiff_t plane, ptrdiff_t stride) {
-    REAL *dst = v_;
+#define input_tiles FC_LOCAL(input_tiles)
+FC_INLINE void input_tiles(const int points, int m, const REAL *patch, int cols, int tiles_h, int tiles_w, REAL *dst,
+                           ptrdiff_t plane, ptrdiff_t stride) {
     for (int th = 0; th < tiles_h; th++)
         for (int tw = 0; tw < tiles_w; tw++, dst += stride) {
-            const REAL *src = (const REAL *)patch + ((ptrdiff_t)th * m * cols + tw * m) * FC_LANES;
-            vec t[6][6], d[6], v[6];
+            const REAL *src = patch + ((ptrdiff_t)th * m * cols + tw * m) * FC_LANES;
+            vec t[FC_POINTS][FC_POINTS], d[FC_POINTS], v[FC_POINTS];
             FC_UNROLL
-            for (int j = 0; j < 6; j++) {
-                load_six(src + j * FC_LANES, (ptrdiff_t)cols * FC_LANES, d);
-                tile_rows(d, v);
+            for (int j = 0; j < points; j++) {
+                load_points(points, src + j * FC_LANES, (ptrdiff_t)cols * FC_LANES, d);
+                tile_rows(points, d, v);
                 FC_UNROLL
-                for (int i = 0; i < 6; i++) t[i][j] = v[i];
+                for (int i = 0; i < points; i++) t[i][j] = v[i];
             }
             FC_UNROLL
-            for (int i = 0; i < 6; i++) {
-                tile_rows(t[i], v);
-                store_six(v, dst + 6 * i * plane, plane);
+            for (int i = 0; i < points; i++) {
+                tile_rows(points, t[i], v);
+                store_points(points, v, dst + points * i * plane, plane);
             }
         }
 }
 
+/* V = B^T d B of the tiles_h x tiles_w tiles of a patch, `m` apart: v[point * plane + tile * stride + lane] */
+static void FC_KERNEL(winograd_input)(int points, int m, const void *patch, int cols, int tiles_h, int tiles_w, void *v,
+                                      ptrdiff_t plane, ptrdiff_t stride) {
+    if (points == 6)
+        input_tiles(6, m, patch, cols, tiles_h, tiles_w, v, plane, stride);
+    else
+        input_tiles(7, m, patch, cols, tiles_h, tiles_w, v, plane, stride);
+}
+
 /* U = G g G^T of an n x n array of vectors, `step` apart (-1: turned by 180 degrees): u[point * plane + lane] */
 #define transform_kernel FC_LOCAL(transform_kernel)
-FC_INLINE void transform_kernel(const int n, const vec *g, const int step, REAL *u, ptrdiff_t plane) {
-    vec t[6][5], c[6];
+FC_INLINE void transform_kernel(const int points, const int n, const vec *g, const int step, REAL *u, ptrdiff_t plane) {
+    vec t[FC_POINTS][FC_OUTPUTS], c[FC_POINTS];
     FC_UNROLL
     for (int j = 0; j < n; j++) {
-        vec column[5];
+        vec column[FC_OUTPUTS];
         FC_UNROLL
         for (int i = 0; i < n; i++) column[i] = g[(i * n + j) * step];
-        evaluate(n, column, c);
+        evaluate(points, n, column, c);
         FC_UNROLL
-        for (int i = 0; i < 6; i++) t[i][j] = c[i];
+        for (int i = 0; i < points; i++) t[i][j] = c[i];
     }
     FC_UNROLL
-    for (int i = 0; i < 6; i++) {
-        evaluate(n, t[i], c);
-        store_six(c, u + 6 * i * plane, plane);
+    for (int i = 0; i < points; i++) {
+        evaluate(points, n, t[i], c);
+        store_points(points, c, u + points * i * plane, plane);
     }
 }
 
@@ -219,76 +255,77 @@ FC_INLINE void load_filters(const int count, const REAL *w, ptrdiff_t row_stride
 /* Filters r x r of `lanes` rows (`row_stride` apart) and `count` channels (`channel_stride` apart), turned by 180
  * degrees if `flip`: u[point * plane + channel * nr + lane].  Channels that lie side by side are transposed together. */
 #define filters FC_LOCAL(filters)
-FC_INLINE void filters(const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
-                       ptrdiff_t count, const int flip, REAL *u, ptrdiff_t plane) {
+FC_INLINE void filters(const int points, const int r, const REAL *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
+                       int lanes, ptrdiff_t count, const int flip, REAL *u, ptrdiff_t plane) {
     const int first = flip ? r * r - 1 : 0, step = flip ? -1 : 1;
-    vec g[25 * FC_LANES];
+    vec g[FC_OUTPUTS * FC_OUTPUTS * FC_LANES];
     ptrdiff_t k = 0;
     if (channel_stride == r * r)
         for (; k + FC_LANES <= count; k += FC_LANES, w += r * r * FC_LANES) {
             for (int e = 0; e < r * r; e++)
                 load_filters(FC_LANES, w + e * FC_LANES, row_stride, lanes, g + e * FC_LANES);
-            for (int c = 0; c < FC_LANES; c++, u += FC_NR) transform_kernel(r, g + c * r * r + first, step, u, plane);
+            for (int c = 0; c < FC_LANES; c++, u += FC_NR)
+                transform_kernel(points, r, g + c * r * r + first, step, u, plane);
         }
     for (; k < count; k++, w += channel_stride, u += FC_NR) {
         load_filters(r * r, w, row_stride, lanes, g);
-        transform_kernel(r, g + first, step, u, plane);
+        transform_kernel(points, r, g + first, step, u, plane);
     }
 }
 
 static void FC_KERNEL(winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
                                         ptrdiff_t count, int flip, void *u, ptrdiff_t plane) {
     if (r == 3 && flip)
-        filters(3, w, row_stride, channel_stride, lanes, count, 1, u, plane);
+        filters(6, 3, w, row_stride, channel_stride, lanes, count, 1, u, plane);
     else if (r == 3)
-        filters(3, w, row_stride, channel_stride, lanes, count, 0, u, plane);
+        filters(6, 3, w, row_stride, channel_stride, lanes, count, 0, u, plane);
     else if (flip)
-        filters(5, w, row_stride, channel_stride, lanes, count, 1, u, plane);
+        filters(7, 5, w, row_stride, channel_stride, lanes, count, 1, u, plane);
     else
-        filters(5, w, row_stride, channel_stride, lanes, count, 0, u, plane);
+        filters(7, 5, w, row_stride, channel_stride, lanes, count, 0, u, plane);
 }
 
-/* The output gradient in the place of a filter: U of the m x m tiles of a patch, u[point * plane + tile * stride +
- * lane] */
 #define gradient_tiles FC_LOCAL(gradient_tiles)
-FC_INLINE void gradient_tiles(const int m, const REAL *patch, int cols, int tiles_h, int tiles_w, REAL *u,
-                              ptrdiff_t plane, ptrdiff_t stride) {
+FC_INLINE void gradient_tiles(const int points, const int m, const REAL *patch, int cols, int tiles_h, int tiles_w,
+                              REAL *u, ptrdiff_t plane, ptrdiff_t stride) {
     for (int th = 0; th < tiles_h; th++)
         for (int tw = 0; tw < tiles_w; tw++, u += stride) {
-            vec g[16];
+            vec g[FC_OUTPUTS * FC_OUTPUTS];
             FC_UNROLL
             for (int i = 0; i < m; i++) {
                 FC_UNROLL
                 for (int j = 0; j < m; j++)
                     g[i * m + j] = vec_load(patch + ((ptrdiff_t)(th * m + i) * cols + tw * m + j) * FC_LANES);
             }
-            transform_kernel(m, g, 1, u, plane);
+            transform_kernel(points, m, g, 1, u, plane);
         }
 }
 
-static void FC_KERNEL(winograd_gradient)(const void *patch, int cols, int tiles_h, int tiles_w, int m, void *u,
+/* The output gradient in the place of a filter: U of the m x m tiles of a patch, u[point * plane + tile * stride +
+ * lane] */
+static void FC_KERNEL(winograd_gradient)(int m, const void *patch, int cols, int tiles_h, int tiles_w, void *u,
                                          ptrdiff_t plane, ptrdiff_t stride) {
     if (m == 4)
-        gradient_tiles(4, patch, cols, tiles_h, tiles_w, u, plane, stride);
+        gradient_tiles(6, 4, patch, cols, tiles_h, tiles_w, u, plane, stride);
     else
-        gradient_tiles(2, patch, cols, tiles_h, tiles_w, u, plane, stride);
+        gradient_tiles(6, 2, patch, cols, tiles_h, tiles_w, u, plane, stride);
 }
 
 /* y = A^T M A, n x n vectors; returns 0 * their sum, which is not zero where one is not finite */
 #define transform_output FC_LOCAL(transform_output)
-FC_INLINE vec transform_output(const int n, const REAL *m, ptrdiff_t plane, vec *y) {
-    vec t[5][6], c[5], check = {0};
+FC_INLINE vec transform_output(const int points, const int n, const REAL *m, ptrdiff_t plane, vec *y) {
+    vec t[FC_OUTPUTS][FC_POINTS], c[FC_OUTPUTS], check = {0};
     FC_UNROLL
-    for (int j = 0; j < 6; j++) {
-        vec column[6];
-        load_six(m + j * plane, 6 * plane, column);
-        interpolate(n, column, c);
+    for (int j = 0; j < points; j++) {
+        vec column[FC_POINTS];
+        load_points(points, m + j * plane, points * plane, column);
+        interpolate(points, n, column, c);
         FC_UNROLL
         for (int i = 0; i < n; i++) t[i][j] = c[i];
     }
     FC_UNROLL
     for (int i = 0; i < n; i++) {
-        interpolate(n, t[i], y + i * n);
+        interpolate(points, n, t[i], y + i * n);
         FC_UNROLL
         for (int j = 0; j < n; j++) check += y[i * n + j] * 0;
     }
@@ -304,14 +341,14 @@ FC_INLINE int all_finite(vec check) {
 }
 
 #define output_tiles FC_LOCAL(output_tiles)
-FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
-                           vec bias, REAL *patch) {
+FC_INLINE int output_tiles(const int points, const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, int tiles_h,
+                           int tiles_w, vec bias, REAL *patch) {
     const ptrdiff_t cols = (ptrdiff_t)tiles_w * m;
     vec check = {0};
     for (int th = 0; th < tiles_h; th++)
         for (int tw = 0; tw < tiles_w; tw++, p += stride) {
-            vec y[16];
-            check += transform_output(m, p, plane, y);
+            vec y[FC_OUTPUTS * FC_OUTPUTS];
+            check += transform_output(points, m, p, plane, y);
             FC_UNROLL
             for (int i = 0; i < m; i++) {
                 FC_UNROLL
@@ -322,22 +359,24 @@ FC_INLINE int output_tiles(const int m, const REAL *p, ptrdiff_t plane, ptrdiff_
     return all_finite(check);
 }
 
-/* The tiles of a patch from their 36 products, with the bias of `lanes` channels (or NULL): patch [tiles_h *
- * m][tiles_w * m] [lanes].  Returns whether all are finite. */
-static int FC_KERNEL(winograd_output)(int m, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h,
+/* The tiles of a patch from their products, with the bias of `lanes` channels (or NULL): patch [tiles_h * m][tiles_w *
+ * m] [lanes].  Returns whether all are finite. */
+static int FC_KERNEL(winograd_output)(int r, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h,
                                       int tiles_w, const void *bias, int lanes, void *patch) {
     const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
-    return m == 4 ? output_tiles(4, products, plane, stride, tiles_h, tiles_w, b, patch)
-                  : output_tiles(2, products, plane, stride, tiles_h, tiles_w, b, patch);
+    return r == 3 ? output_tiles(6, 4, products, plane, stride, tiles_h, tiles_w, b, patch)
+                  : output_tiles(7, 3, products, plane, stride, tiles_h, tiles_w, b, patch);
 }
 
+/* `together` channels lie side by side in W */
 #define gradient_filters FC_LOCAL(gradient_filters)
-FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
-                               int lanes, REAL *w, ptrdiff_t row_stride) {
-    vec check = {0}, y[25 * FC_LANES];
-    for (ptrdiff_t k = 0; k < count; k += FC_LANES, w += r * r * FC_LANES) { /* channels lie side by side in W */
-        const int some = count - k < FC_LANES ? (int)(count - k) : FC_LANES;
-        for (int c = 0; c < some; c++, p += stride) check += transform_output(r, p, plane, y + c * r * r);
+FC_INLINE int gradient_filters(const int points, const int r, const int together, const REAL *p, ptrdiff_t plane,
+                               ptrdiff_t stride, ptrdiff_t count, int lanes, REAL *w, ptrdiff_t row_stride,
+                               ptrdiff_t channel_stride) {
+    vec check = {0}, y[(FC_OUTPUTS * FC_OUTPUTS + 1) * FC_LANES];
+    for (ptrdiff_t k = 0; k < count; k += together, w += together * channel_stride) {
+        const int some = count - k < together ? (int)(count - k) : together;
+        for (int c = 0; c < some; c++, p += stride) check += transform_output(points, r, p, plane, y + c * r * r);
         for (int e = 0; e < some * r * r; e += FC_LANES) {
             const uint32_t bits = bits_range(0, some * r * r - e);
             vec_transpose(y + e);
@@ -347,10 +386,13 @@ FC_INLINE int gradient_filters(const int r, const REAL *p, ptrdiff_t plane, ptrd
     return all_finite(check);
 }
 
-/* Weight gradients r x r of `lanes` output channels and `count` input channels from their 36 sums.  Returns whether
- * all are finite. */
+/* Weight gradients r x r of `lanes` output channels and `count` input channels from their sums.  Returns whether all
+ * are finite. */
 static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
-                                       int lanes, void *w, ptrdiff_t row_stride) {
-    return r == 3 ? gradient_filters(3, sums, plane, stride, count, lanes, w, row_stride)
-                  : gradient_filters(5, sums, plane, stride, count, lanes, w, row_stride);
+                                       int lanes, void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride) {
+    if (r == 5)
+        return gradient_filters(6, 5, channel_stride == 25 ? FC_LANES : 1, sums, plane, stride, count, lanes, w,
+                                row_stride, channel_stride);
+    return gradient_filters(6, 3, channel_stride == 9 ? FC_LANES : 1, sums, plane, stride, count, lanes, w, row_stride,
+                            channel_stride);
 }
