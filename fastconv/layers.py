@@ -169,7 +169,7 @@ class Module:
         Raises
         ------
         RuntimeError
-            The last forward pass, if there was one, was not in training mode.
+            There was no forward pass in training mode since the last backward pass.
         """
         raise NotImplementedError(f"{type(self).__name__}.backward")
 
@@ -177,10 +177,14 @@ class Module:
         self._remembered = values if self.training else None
 
     def _recall(self) -> tuple[Any, ...]:
-        if self._remembered is None:
+        """Return what the last forward pass remembered, and keep it no longer: memory falls as a backward pass goes."""
+        values, self._remembered = self._remembered, None
+        if values is None:
             name = type(self).__name__
-            raise RuntimeError(f"{name}.backward: the last forward pass must be one in training mode, got none")
-        return self._remembered
+            raise RuntimeError(
+                f"{name}.backward: a forward pass in training mode must come before each backward pass, got none"
+            )
+        return values
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """Yield the layers that this one holds, with their names."""
