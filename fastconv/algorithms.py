@@ -83,6 +83,7 @@ class Sweep:
     rows: int
     taps: int  # of one sweep
     sweeps: int  # residues of the stride
+    abreast: int  # residues that a task computes together
     height: int  # of the grid of one sweep, depth folded in
     width: int
     step: int
@@ -144,8 +145,8 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int]:
     depth = s.taps * s.channels
     kc = math.ceil(depth / max(1, math.ceil(depth / SLICE)))
     all_panels = max(1, math.ceil(s.pixels / tile.nr))
-    groups = s.groups * s.sweeps
-    panels = _split(all_panels, min(32, max(1, L2_BLOCK // (max(kc, 1) * tile.nr * tile.item))), 1)
+    groups = s.groups * math.ceil(s.sweeps / s.abreast)
+    panels = _split(all_panels, min(32, max(1, L2_BLOCK // (max(kc, 1) * tile.nr * tile.item * s.abreast))), 1)
     narrow = tile.nr * SLICE * tile.item <= L1_PANEL
     least = 1 if narrow and s.rows * kc * tile.item <= HELD_ROWS else 2
     panels = min(panels, max(least, all_panels * groups // TASKS))
@@ -290,7 +291,7 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
     ic, oc, taps, residues = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel), math.prod(g.stride)
     d, h, w = g.out_size
     reach = (g.kernel[2] - 1) * g.dilation[2] // g.stride[2]
-    output = Sweep(g.n, g.groups, ic, oc, taps, 1, d * h, w, g.stride[2], reach, g.ic * math.prod(g.in_size))
+    output = Sweep(g.n, g.groups, ic, oc, taps, 1, 1, d * h, w, g.stride[2], reach, g.ic * math.prod(g.in_size))
     (d, h, w), (sd, sh, sw) = g.in_size, g.stride
     height, width = math.ceil(d / sd) * math.ceil(h / sh), math.ceil(w / sw)
     gradient = Sweep(
@@ -300,6 +301,7 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
         ic,
         math.ceil(taps / residues),
         min(residues, taps),
+        2 if g.stride[2] == 2 and g.kernel[2] > 1 and g.dilation[2] % 2 and g.in_size[2] % 2 == 0 else 1,
         height,
         width,
         1,

@@ -842,7 +842,8 @@ def _conv_transpose(
     target = _target(function, "out", out, call.out_shape, dtype)
     if target.size:
         panels = None if packed is None else packed.form(call.plan, call.gradient_packing, True)
-        _kernels.conv_input_gradient(call.plan, x, weight, target, panels)
+        if _kernels.conv_input_gradient(call.plan, x, weight, target, panels, bias):
+            bias = None
         if bias is not None or residual is not None or code:
             _kernels.epilogue(target, bias, residual, call.n, *call.bias_shape, code, slope)
     return _delivered(out, target)

@@ -132,7 +132,8 @@ cdef extern from "micro.h" nogil:
         void (*pack_weights)(const fc_sweep *, const void *, ptrdiff_t, ptrdiff_t, int, int, void *) noexcept nogil
         void (*pack_pixels)(const fc_sweep *, const fc_run *, int, const void *, ptrdiff_t, ptrdiff_t,
                             void *, ptrdiff_t) noexcept nogil
-        void (*store_runs)(const fc_sweep *, const fc_run *, int, const void *, int, void *, int) noexcept nogil
+        void (*store_runs)(const fc_sweep *, const fc_run *, int, const void *, const void *, int, void *,
+                           int) noexcept nogil
         void (*pack_transposed)(const void *, ptrdiff_t, int, ptrdiff_t, void *, void *) noexcept nogil
         void (*pack_rows)(const void *, ptrdiff_t, int, ptrdiff_t, void *) noexcept nogil
         void (*transpose)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t) noexcept nogil

@@ -133,23 +133,27 @@ def conv_output(ConvPlan plan not None, ndarray x not None, ndarray weight not N
 
 
 def conv_input_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray weight not None,
-                        ndarray grad_input not None, Panels panels=None):
-    """grad_input = d<grad_output, conv(x, weight)> / dx; panels may be the packed weights."""
+                        ndarray grad_input not None, Panels panels=None, ndarray bias=None):
+    """grad_input = d<grad_output, conv(x, weight)> / dx; panels may be the packed weights.
+
+    Returns whether a bias, which a transposed convolution may have, has been added.
+    """
     cdef size_t es = plan.es
     cdef const char *pg = read(grad_output, es, plan.out_size)
     cdef const char *pw = read(weight, es, plan.weight_size)
+    cdef const char *pb = read(bias, es, plan.groups * plan.ic)
     cdef char *px = written(grad_input, es, plan.x_size)
     cdef char *packed = panels_memory(panels)
     cdef ProductJob job
     if plan.winograd_gradient.r:
-        if conv_winograd_input_gradient(plan, pg, pw, packed, px):
-            return
+        if conv_winograd_input_gradient(plan, pg, pw, packed, pb, px):
+            return pb != NULL
         packed = NULL  # Winograd's
     if is_product(plan, True):
         job = full_product(plan, plan.n, plan.ic * plan.taps, plan.oc, pg, pw, px)
         run_product(&job)
-    else:
-        conv_gemm_input_gradient(plan, pg, pw, packed, px)
+        return False
+    return conv_gemm_input_gradient(plan, pg, pw, packed, pb, px) == 1
 
 
 def conv_weight_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray x not None,

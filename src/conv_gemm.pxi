@@ -71,7 +71,7 @@ cdef class ConvPlan:
     cdef ptrdiff_t *tap_weights
     cdef fc_sweep output
     cdef fc_sweep *gradient
-    cdef int gradients
+    cdef int gradients, gradients_abreast
     cdef bint gradient_holes
     cdef Blocking output_blocking, gradient_blocking
     cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight_rows
@@ -155,6 +155,8 @@ cdef class ConvPlan:
             for d in range(self.kernel[dim]):
                 groups[dim].setdefault(self.residue(dim, d), []).append(d)
         chosen = list(product(*[sorted(group) for group in groups]))
+        # even and odd columns, as many of each: their sweeps are neighbours, and stored together
+        self.gradients_abreast = 2 if self.stride[2] == 2 and len(groups[2]) == 2 and self.in_[2] % 2 == 0 else 1
         self.gradient_holes = len(chosen) < self.stride[0] * self.stride[1] * self.stride[2]
         for residues in chosen:
             for dim in range(3):
@@ -207,7 +209,7 @@ cdef struct SweepJob:
     kernels_t k
     size_t es
     const fc_sweep *sweep
-    int sweeps
+    int sweeps, abreast  # of all, and neighbours that a task computes together
     ptrdiff_t groups
     Blocking blocking
     ptrdiff_t direct_rows  # output rows a task of conv_direct.pxi, 0: pack
@@ -314,6 +316,17 @@ cdef inline int finished_activation(int activation) noexcept nogil:
     return activation if activation <= FC_RELU6 else 0
 
 
+cdef inline void finish_tile(const SweepJob *j, const fc_sweep *s, const PanelRuns *q, ptrdiff_t i, int rows,
+                             const char *residual, char *out) noexcept nogil:
+    """Residual and activation of a tile that is stored."""
+    cdef ptrdiff_t at
+    cdef int r
+    for r in range(q.count):
+        at = (i * s.out_channel + output_offset(s, q.run + r)) * j.es
+        j.k.epilogue(out + at, s.out_channel, rows, q.run[r].len, NULL, NULL if residual == NULL else residual + at,
+                     j.activation, j.slope)
+
+
 cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRuns *q, ptrdiff_t i, int rows,
                             ptrdiff_t kc, const char *a, const char *next_a, const char *b, bint first, bint last,
                             const char *bias, const char *residual, char *out, char *tile) noexcept nogil:
@@ -324,8 +337,6 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
     cdef const fc_run *m
     cdef fc_finish finish
     cdef int r
-    if bias != NULL:
-        bias = bias + i * es if first else NULL
     if last and residual != NULL:  # is read when the product is done
         for r in range(q.count):
             m = q.run + r
@@ -336,22 +347,20 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
         finish.activation = finished_activation(j.activation)
         k.gemm(kc, a, b, out + at * es, s.out_channel, rows, <int>q.cols, not first, bias,
                &finish if last and (finish.activation or residual != NULL) else NULL, next_a)
-        if j.activation == finish.activation:
-            return
-        at, residual = i * s.out_channel, NULL
+        if last and j.activation != finish.activation:
+            finish_tile(j, s, q, i, rows, NULL, out)
     else:
         k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias, NULL, next_a)
-        k.store_runs(s, q.run, q.count, tile, rows, out + at * es, not first)
-    if last and (j.activation or residual != NULL):
-        for r in range(q.count):
-            m = q.run + r
-            at = i * s.out_channel + output_offset(s, m)
-            k.epilogue(out + at * es, s.out_channel, rows, m.len, NULL,
-                       NULL if residual == NULL else residual + at * es, j.activation, j.slope)
+        k.store_runs(s, q.run, q.count, tile, NULL, rows, out + at * es, not first)
+        if last and (j.activation or residual != NULL):
+            finish_tile(j, s, q, i, rows, residual, out)
 
 
 cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: a block of pixels x a block of rows of one group of one sweep."""
+    """Task: a block of pixels x a block of rows of one group of one sweep, or of two of neighbouring columns.
+
+    Of these the tiles of the first wait for those of the second, so that whole lines of the output are stored.
+    """
     cdef SweepJob *j = <SweepJob *>job_
     cdef kernels_t k = j.k
     cdef size_t es = j.es
@@ -359,7 +368,7 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef ptrdiff_t mr = k.mr, nr = k.nr
     while task >= sweep_tasks(j, s):
         task -= sweep_tasks(j, s)
-        s += 1
+        s += j.abreast
     cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), pixels = sweep_pixels(s)
     cdef ptrdiff_t blocks = ceil_div(pixels, j.blocking.panels * nr)
     cdef ptrdiff_t row0 = task % row_blocks * j.blocking.rows, row1 = min(row0 + j.blocking.rows, s.rows)
@@ -371,12 +380,15 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef char *out = j.out + g * s.rows * s.out_channel * es
     cdef const char *residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
     cdef const char *bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
-    cdef ptrdiff_t depth = s.ntaps * s.channels, slices = max(<ptrdiff_t>1, ceil_div(depth, j.blocking.kc))
-    cdef const char *a = j.packed + (s.packed + g * packed_size(k, s)) * es
-    cdef char *b = scratch
-    cdef PanelRuns *panel = <PanelRuns *>(scratch + j.b_size)
-    cdef char *tile = scratch + j.b_size + j.runs_size
-    cdef ptrdiff_t p, i, i0, i1, next_i, k0, k1, kc, stride, count, slice_, together = max(<ptrdiff_t>1, TOGETHER // nr)
+    cdef const char *a
+    cdef const char *row_bias
+    cdef char *b
+    cdef PanelRuns *panel = <PanelRuns *>(scratch + j.abreast * j.b_size)
+    cdef char *tiles = scratch + j.abreast * j.b_size + j.runs_size
+    cdef char *tile
+    cdef ptrdiff_t depth = 0, slices, p, i, i0, i1, next_i, k0, kc, stride, count, slice_
+    cdef ptrdiff_t together = max(<ptrdiff_t>1, TOGETHER // nr)
+    cdef int w, rows
     cdef fc_run[64] run
     cdef PanelRuns *q
 
@@ -385,22 +397,43 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         q.cols = min(nr, pixels - pixel0 - p * nr)
         q.count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q.cols, run), q.run)
 
+    for w in range(j.abreast):
+        depth = max(depth, s[w].ntaps * s[w].channels)
+    slices = max(<ptrdiff_t>1, ceil_div(depth, j.blocking.kc))
     for slice_ in range(slices):
-        k0 = depth * slice_ // slices
-        k1 = depth * (slice_ + 1) // slices
-        kc = k1 - k0
-        stride = kc * nr + PANEL_SLACK
-        for p from 0 <= p < panels by together:
-            count = min(together * nr, pixels - pixel0 - p * nr, (panels - p) * nr)
-            k.pack_pixels(s, run, find_runs(s, pixel0 + p * nr, count, run), x, k0, k1, b + p * stride * es, stride)
+        for w in range(j.abreast):
+            depth = s[w].ntaps * s[w].channels
+            k0 = depth * slice_ // slices
+            kc = depth * (slice_ + 1) // slices - k0
+            stride = kc * nr + PANEL_SLACK
+            for p from 0 <= p < panels by together:
+                count = min(together * nr, pixels - pixel0 - p * nr, (panels - p) * nr)
+                k.pack_pixels(&s[w], run, find_runs(s, pixel0 + p * nr, count, run), x, k0, k0 + kc,
+                              scratch + w * j.b_size + p * stride * es, stride)
         for i0 from row0 <= i0 < row1 by j.blocking.held:
             i1 = min(i0 + j.blocking.held, row1)
             for p in range(panels):
-                for i from i0 <= i < i1 by mr:
-                    next_i = i + mr if i + mr < i1 or p == panels - 1 else i0
-                    sweep_tile(j, s, panel + p, i, <int>min(mr, row1 - i), kc, a + (i * depth + k0 * mr) * es,
-                               a + (next_i * depth + k0 * mr) * es, b + p * stride * es, slice_ == 0,
-                               slice_ == slices - 1, bias, residual, out, tile)
+                q = panel + p
+                for w in range(j.abreast):
+                    depth = s[w].ntaps * s[w].channels
+                    k0 = depth * slice_ // slices
+                    kc = depth * (slice_ + 1) // slices - k0
+                    a = j.packed + (s[w].packed + g * packed_size(k, &s[w]) + k0 * mr) * es
+                    b = scratch + w * j.b_size + p * (kc * nr + PANEL_SLACK) * es
+                    for i from i0 <= i < i1 by mr:
+                        rows = <int>min(mr, row1 - i)
+                        next_i = i + mr if i + mr < i1 or p == panels - 1 else i0
+                        row_bias = NULL if bias == NULL or slice_ > 0 else bias + i * es
+                        if j.abreast == 1:
+                            sweep_tile(j, s, q, i, rows, kc, a + i * depth * es, a + next_i * depth * es, b,
+                                       slice_ == 0, slice_ == slices - 1, row_bias, residual, out, tiles)
+                            continue
+                        tile = tiles + (i - i0 if w == 0 else j.blocking.held) * nr * es
+                        k.gemm(kc, a + i * depth * es, b, tile, nr, rows, <int>q.cols, 0, row_bias, NULL,
+                               a + next_i * depth * es)
+                        if w == 1:
+                            k.store_runs(s, q.run, q.count, tiles + (i - i0) * nr * es, tile, rows,
+                                         out + i * s.out_channel * es, slice_ > 0)
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:
@@ -409,10 +442,12 @@ cdef int run_sweeps(SweepJob *j, double flops) except -1:
     cdef int i, threads = threads_for(flops)
     for i in range(j.sweeps):
         depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
+    for i from 0 <= i < j.sweeps by j.abreast:
         tasks += sweep_tasks(j, &j.sweep[i])
     j.b_size = aligned((min(j.blocking.kc, depth) * j.k.nr + PANEL_SLACK) * j.blocking.panels * j.es)
     j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
-    scratch = j.b_size + j.runs_size + aligned(j.k.mr * j.k.nr * j.es)
+    scratch = j.abreast * j.b_size + j.runs_size
+    scratch += aligned((j.k.mr + (j.blocking.held if j.abreast == 2 else 0)) * j.k.nr * j.es)
     cdef Arena arena = lease(packed + threads * scratch)
     cdef char *memory = <char *>arena.memory
     with nogil:
@@ -429,7 +464,7 @@ cdef SweepJob output_sweep(ConvPlan plan, const char *weight, char *packed) noex
     cdef SweepJob job
     memset(&job, 0, sizeof(job))
     job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.output_blocking
-    job.sweep, job.sweeps, job.direct_rows = &plan.output, 1, plan.direct_rows
+    job.sweep, job.sweeps, job.abreast, job.direct_rows = &plan.output, 1, 1, plan.direct_rows
     job.weight, job.packed = weight, packed
     job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.ic * plan.taps, plan.taps
     return job
@@ -439,7 +474,8 @@ cdef SweepJob gradient_sweeps(ConvPlan plan, const char *weight, char *packed) n
     """The job of an input gradient, without its other arrays."""
     cdef SweepJob job = output_sweep(plan, weight, packed)
     job.blocking = plan.gradient_blocking
-    job.sweep, job.sweeps, job.direct_rows = plan.gradient, plan.gradients, plan.direct_gradient_rows
+    job.sweep, job.sweeps, job.abreast = plan.gradient, plan.gradients, plan.gradients_abreast
+    job.direct_rows = plan.direct_gradient_rows
     job.row_stride, job.channel_stride = job.channel_stride, job.row_stride
     return job
 
@@ -455,14 +491,20 @@ cdef int conv_gemm_output(ConvPlan plan, const char *x, const char *weight, char
 
 
 cdef int conv_gemm_input_gradient(ConvPlan plan, const char *grad_output, const char *weight, char *packed,
-                                  char *grad_input) except -1:
+                                  const char *bias, char *grad_input) except -1:
+    """Returns whether the bias has been added."""
     cdef SweepJob job = gradient_sweeps(plan, weight, packed)
     job.x, job.out = grad_output, grad_input
     if job.direct_rows and conv_depthwise_input_gradient(plan, &job):
         return 0
     if plan.gradient_holes:
         memset(job.out, 0, plan.x_size * plan.es)
-    return run_direct(&job, plan.flops) if job.direct_rows else run_sweeps(&job, plan.flops)
+    if job.direct_rows:
+        run_direct(&job, plan.flops)
+        return 0
+    job.bias = NULL if plan.gradient_holes else bias
+    run_sweeps(&job, plan.flops)
+    return job.bias != NULL
 
 
 # ---- weight gradient ----

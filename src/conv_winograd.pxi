@@ -339,9 +339,9 @@ cdef int conv_winograd_output(ConvPlan plan, const char *x, const char *weight, 
 
 
 cdef int conv_winograd_input_gradient(ConvPlan plan, const char *grad_output, const char *weight, char *packed,
-                                      char *grad_input) except -1:
+                                      const char *bias, char *grad_input) except -1:
     cdef WinogradJob j = winograd_gradient(plan, weight, packed)
-    j.x, j.y = grad_output, grad_input
+    j.x, j.bias, j.y = grad_output, bias, grad_input
     return run_winograd(&j, plan.flops)
 
 

@@ -160,9 +160,9 @@ typedef struct {
      * elements apart, a vector's slack included; padding and stride folded in */
     void (*pack_pixels)(const fc_sweep *s, const fc_run *run, int nruns, const void *x, ptrdiff_t k0, ptrdiff_t k1,
                         void *b, ptrdiff_t panel);
-    /* C tile [rows][nr] -> output, run by run: out (+)= tile */
-    void (*store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile, int rows, void *out,
-                       int accumulate);
+    /* C tile [rows][nr] -> output, run by run: out (+)= tile; `odd`, if not NULL, is that of the pixels between */
+    void (*store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile, const void *odd, int rows,
+                       void *out, int accumulate);
     /* src[rows][len] -> dst[len][nr], zeros behind the last row; sums (or NULL) += the sum of each row */
     void (*pack_transposed)(const void *src, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst, void *sums);
     /* src[len][cols] -> dst[len][nr], zeros behind the last column */

@@ -93,8 +93,25 @@ static void FC_KERNEL(pack_pixels)(const fc_sweep *s, const fc_run *run, int nru
     }
 }
 
-static void FC_KERNEL(store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile_, int rows,
-                                  void *out, int accumulate) {
+/* dst (+)= a0 b0 a1 b1 ... */
+#define store_pairs FC_LOCAL(store_pairs)
+FC_INLINE void store_pairs(const REAL *a, const REAL *b, ptrdiff_t len, REAL *dst, int accumulate) {
+    for (ptrdiff_t j = 0; j < len; j += FC_LANES) {
+        const uint32_t bits = bits_range(0, len - j);
+        const vec va = vec_load_bits(a + j, bits), vb = vec_load_bits(b + j, bits);
+        const vec pairs[2] = {vec_zip_lo(va, vb), vec_zip_hi(va, vb)};
+        FC_UNROLL
+        for (int i = 0; i < 2; i++) {
+            const ptrdiff_t at = 2 * j + i * FC_LANES;
+            const uint32_t some = bits_range(0, 2 * len - at);
+            if (!some) break;
+            vec_store_bits(dst + at, accumulate ? pairs[i] + vec_load_bits(dst + at, some) : pairs[i], some);
+        }
+    }
+}
+
+static void FC_KERNEL(store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile_, const void *odd,
+                                  int rows, void *out, int accumulate) {
     const REAL *tile = tile_;
     const ptrdiff_t step = s->out_pixel[2];
     for (int r = 0; r < nruns; r++) {
@@ -102,7 +119,9 @@ static void FC_KERNEL(store_runs)(const fc_sweep *s, const fc_run *run, int nrun
                     run[r].h * s->out_pixel[1] + run[r].w * step;
         for (int i = 0; i < rows; i++, dst += s->out_channel) {
             const REAL *src = tile + i * FC_NR + run[r].col;
-            if (step == 1)
+            if (odd)
+                store_pairs(src, (const REAL *)odd + i * FC_NR + run[r].col, run[r].len, dst, accumulate);
+            else if (step == 1)
                 for (int j = 0; j < run[r].len; j += FC_LANES) {
                     const uint32_t bits = bits_range(0, run[r].len - j);
                     vec v = vec_load_bits(src + j, bits);
