@@ -41,6 +41,7 @@ TASKS = 16  # enough for eight threads to share evenly
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
 COPIED_BYTES = 8 << 20  # of a weight gradient's input rows under a block
 TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a block
+MAX_TRANSFORMED = 8 << 20  # where a block is a single patch of many channels
 TASK_TILES = 64  # tiles a product task: 36 x 64 x nr products are 442 KiB
 DEEP_TILES = 128  # of a task that sums planes: those around it are transformed once more
 
@@ -218,11 +219,13 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
         channels = (ic + _whole(oc, tile.nr)) // 2
     deep = g.kernel[0] > 1
     tiles_h, tiles_w = winograd_tiles(name, g, size)
-    patch_w = math.ceil(tiles_w / math.ceil(tiles_w / 16))
-    patch_h = math.ceil(tiles_h / math.ceil(tiles_h / max(1, 32 // patch_w)))
-    tiles, points = patch_h * patch_w, winograd_tile(name, g.kernel[2])[1] ** 2
-    planes = _split(size[0], DEEP_TILES // tiles, 1) if deep else 1
-    block = max(1, TRANSFORMED_BYTES // (points * (planes + g.kernel[0] - 1) * tiles * channels * tile.item))
+    tile_bytes = winograd_tile(name, g.kernel[2])[1] ** 2 * channels * tile.item
+    most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
+    patch_w = _split(tiles_w, min(16, most), 1)
+    patch_h = _split(tiles_h, min(32, max(1, most // g.kernel[0])) // patch_w, 1)
+    tiles = patch_h * patch_w
+    planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
+    block = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
     task = 1 if deep else max(1, min(block, TASK_TILES // tiles))
     return g.kernel[2], planes, patch_h, patch_w, max(block // task, 1) * task, task
 

@@ -38,6 +38,8 @@ CASES = [
     ((1, 8, 1_000_000), (8, 8, 9), {}, "long signals"),
     ((2, 16, 16, 28, 28), (32, 16, 3, 3, 3), {"padding": 1}, "3-D"),
     ((1, 4, 40, 64, 64), (4, 4, 3, 3, 3), {"dilation": 19}, "3-D, dilated"),
+    ((1, 1024, 6, 14, 14), (8, 1024, 3, 3, 3), {"padding": 1}, "3-D, many channels"),
+    ((1, 4096, 28, 28), (2, 4096, 3, 3), {"padding": 1}, "many channels"),
 ]
 MASKS = [(True, False, False), (False, True, True), (True, True, True)]
 MIB = 2**20
