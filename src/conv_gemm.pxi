@@ -307,7 +307,7 @@ cdef enum:
 
 cdef struct PanelRuns:
     int count
-    ptrdiff_t cols
+    ptrdiff_t cols, at  # pixels; where the first run starts in the output
     fc_run[48] run
 
 
@@ -342,7 +342,7 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
             m = q.run + r
             fc_fetch(residual + (at + output_offset(s, m)) * es, s.out_channel * es, rows, m.len * es)
     if q.count == 1 and s.out_pixel[2] == 1:
-        at += output_offset(s, q.run)
+        at += q.at
         finish.residual = NULL if residual == NULL else residual + at * es
         finish.activation = finished_activation(j.activation)
         k.gemm(kc, a, b, out + at * es, s.out_channel, rows, <int>q.cols, not first, bias,
@@ -382,11 +382,13 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef const char *bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
     cdef const char *a
     cdef const char *row_bias
+    cdef const char *packed[2]
     cdef char *b
     cdef PanelRuns *panel = <PanelRuns *>(scratch + j.abreast * j.b_size)
     cdef char *tiles = scratch + j.abreast * j.b_size + j.runs_size
     cdef char *tile
-    cdef ptrdiff_t depth = 0, slices, p, i, i0, i1, next_i, k0, kc, stride, count, slice_
+    cdef ptrdiff_t[2] depth, k0, kc, b_stride  # of K, of a slice, of a panel of pixels
+    cdef ptrdiff_t slices, p, i, i0, i1, next_i, count, slice_
     cdef ptrdiff_t together = max(<ptrdiff_t>1, TOGETHER // nr)
     cdef int w, rows
     cdef fc_run[64] run
@@ -396,41 +398,41 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         q = panel + p
         q.cols = min(nr, pixels - pixel0 - p * nr)
         q.count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q.cols, run), q.run)
+        q.at = output_offset(s, q.run)
 
+    slices = 1
     for w in range(j.abreast):
-        depth = max(depth, s[w].ntaps * s[w].channels)
-    slices = max(<ptrdiff_t>1, ceil_div(depth, j.blocking.kc))
+        depth[w] = s[w].ntaps * s[w].channels
+        packed[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w])) * es
+        slices = max(slices, ceil_div(depth[w], j.blocking.kc))
     for slice_ in range(slices):
         for w in range(j.abreast):
-            depth = s[w].ntaps * s[w].channels
-            k0 = depth * slice_ // slices
-            kc = depth * (slice_ + 1) // slices - k0
-            stride = kc * nr + PANEL_SLACK
+            k0[w] = depth[w] * slice_ // slices
+            kc[w] = depth[w] * (slice_ + 1) // slices - k0[w]
+            b_stride[w] = kc[w] * nr + PANEL_SLACK
             for p from 0 <= p < panels by together:
                 count = min(together * nr, pixels - pixel0 - p * nr, (panels - p) * nr)
-                k.pack_pixels(&s[w], run, find_runs(s, pixel0 + p * nr, count, run), x, k0, k0 + kc,
-                              scratch + w * j.b_size + p * stride * es, stride)
+                k.pack_pixels(&s[w], run, find_runs(s, pixel0 + p * nr, count, run), x, k0[w], k0[w] + kc[w],
+                              scratch + w * j.b_size + p * b_stride[w] * es, b_stride[w])
         for i0 from row0 <= i0 < row1 by j.blocking.held:
             i1 = min(i0 + j.blocking.held, row1)
             for p in range(panels):
                 q = panel + p
                 for w in range(j.abreast):
-                    depth = s[w].ntaps * s[w].channels
-                    k0 = depth * slice_ // slices
-                    kc = depth * (slice_ + 1) // slices - k0
-                    a = j.packed + (s[w].packed + g * packed_size(k, &s[w]) + k0 * mr) * es
-                    b = scratch + w * j.b_size + p * (kc * nr + PANEL_SLACK) * es
+                    a = packed[w] + k0[w] * mr * es
+                    b = scratch + w * j.b_size + p * b_stride[w] * es
                     for i from i0 <= i < i1 by mr:
                         rows = <int>min(mr, row1 - i)
                         next_i = i + mr if i + mr < i1 or p == panels - 1 else i0
                         row_bias = NULL if bias == NULL or slice_ > 0 else bias + i * es
                         if j.abreast == 1:
-                            sweep_tile(j, s, q, i, rows, kc, a + i * depth * es, a + next_i * depth * es, b,
-                                       slice_ == 0, slice_ == slices - 1, row_bias, residual, out, tiles)
+                            sweep_tile(j, s, q, i, rows, kc[0], a + i * depth[0] * es,
+                                       a + next_i * depth[0] * es, b, slice_ == 0, slice_ == slices - 1, row_bias,
+                                       residual, out, tiles)
                             continue
                         tile = tiles + (i - i0 if w == 0 else j.blocking.held) * nr * es
-                        k.gemm(kc, a + i * depth * es, b, tile, nr, rows, <int>q.cols, 0, row_bias, NULL,
-                               a + next_i * depth * es)
+                        k.gemm(kc[w], a + i * depth[w] * es, b, tile, nr, rows, <int>q.cols, 0, row_bias, NULL,
+                               a + next_i * depth[w] * es)
                         if w == 1:
                             k.store_runs(s, q.run, q.count, tiles + (i - i0) * nr * es, tile, rows,
                                          out + i * s.out_channel * es, slice_ > 0)
