@@ -41,10 +41,10 @@ PROGRAM = dedent("""
             gradient(inputs, out, at_end)
             kept.clear()
 
-    def convolution_gradient(options):
+    def convolution_gradient(options, backward=fc.conv2d_backward):
         def gradient(inputs, out, at_end):
             outs = tuple(guarded(np.zeros_like(a), at_end) for a in inputs)
-            fc.conv2d_backward(out, *inputs[:2], **options, out=outs)
+            backward(out, *inputs[:2], **options, out=outs)
         return gradient
 
     CHANNELS = (1, 1, 1, 0), (3, 3, 3, 0), (3, 3, 3, 90), (3, 6, 3, 0), (4, 18, 1, 0), (4, 4, 2, 0)
@@ -52,6 +52,10 @@ PROGRAM = dedent("""
     arrays = lambda *shapes: [rng.standard_normal(shape, dtype) for shape in shapes]
     for isa, dtype in itertools.product(fc.runtime.available_isas(), (np.float32, np.float64)):
         with fc.isa(isa):
+            for depth, size, kernel in itertools.product((1, 2, 7), (5, 14), (3, 5)):
+                volume = dict(padding=1, algorithm="winograd")
+                x = arrays((2, 3, depth + 2, size, size), (17, 3, 3, kernel, kernel), (17,))
+                check(fc.conv3d, convolution_gradient(volume, fc.conv3d_backward), *x, **volume)
             for n, size, kernel, stride in itertools.product((1, 3), (1, 7, 14, 33), (1, 3, 5, 7), (1, 2)):
                 for c, oc, groups, more in CHANNELS:  # of x, of y, groups, padding beyond what is usual
                     options = dict(stride=stride, padding=(kernel // 2, kernel // 2 + more), groups=groups)
