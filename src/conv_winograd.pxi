@@ -139,23 +139,24 @@ cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptr
                          char *products) noexcept nogil:
     """M[p] (+)= V[p] * U[p] for all points, a panel of U over some taps and channels, a chunk of them at a time."""
     cdef kernels_t k = j.k
-    cdef ptrdiff_t chunks = ceil_div(channels, chunk), sums = taps * chunks
-    cdef ptrdiff_t p, i, c, here_v, here_u, next_v = 0, next_u = 0
+    cdef ptrdiff_t p, tap, c, here_v, here_u, next_v = 0, next_u = 0
     cdef fc_ahead ahead
     ahead.b_step = k.nr * j.es // ceil_div(tiles, k.mr)
     for p in range(j.points):
-        for i in range(sums):
-            here_v, here_u = next_v, next_u
-            c = (i + 1) % chunks * chunk
-            if i + 1 < sums:
-                next_v = p * j.v_plane + (i + 1) // chunks * j.tiles * j.v_stride + c
-                next_u = p * j.u_plane + ((i + 1) // chunks * channels + c) * k.nr
-            else:
-                next_v, next_u = (p + 1) % j.points * j.v_plane, (p + 1) % j.points * j.u_plane
-            ahead.a, ahead.b = v + next_v * j.es, u + next_u * j.es
-            k.gemm_lines(min(chunk, channels - i % chunks * chunk), v + here_v * j.es, j.v_stride, tiles,
-                         u + here_u * j.es, products + p * j.m_plane * j.es, k.nr, <int>cols, accumulate or i > 0,
-                         &ahead)
+        for tap in range(taps):
+            for c from 0 <= c < channels by chunk:
+                here_v, here_u = next_v, next_u
+                if c + chunk < channels:
+                    next_v, next_u = here_v + chunk, here_u + chunk * k.nr
+                elif tap + 1 < taps:
+                    next_v, next_u = here_v - c + j.tiles * j.v_stride, here_u + (channels - c) * k.nr
+                elif p + 1 < j.points:
+                    next_v, next_u = (p + 1) * j.v_plane, (p + 1) * j.u_plane
+                else:
+                    next_v = next_u = 0
+                ahead.a, ahead.b = v + next_v * j.es, u + next_u * j.es
+                k.gemm_lines(min(chunk, channels - c), v + here_v * j.es, j.v_stride, tiles, u + here_u * j.es,
+                             products + p * j.m_plane * j.es, k.nr, <int>cols, accumulate or tap > 0 or c > 0, &ahead)
 
 
 cdef inline ptrdiff_t summed_together(const WinogradJob *j, ptrdiff_t n) noexcept nogil:
