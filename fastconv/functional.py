@@ -1119,7 +1119,7 @@ def _max_pool_backward(
     geometry.check_shape(function, "indices", indices.shape, call.out_shape, "the output's shape")
     target = _target(function, "out", out, input_shape, grad_output.dtype)
     if target.size:
-        outside = _kernels.max_pool_backward(call.plan, grad_output, _native(indices), target)
+        outside = _kernels.max_pool_backward(call.plan, grad_output, _native(indices), target, target is out)
         if outside:
             geometry.indices_error(function, outside)
     return _delivered(out, target)

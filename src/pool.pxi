@@ -2,7 +2,7 @@
 
 Forward tasks are stretches of output rows, backward tasks are whole planes: overlapping windows of a plane add into one
 another, planes never do, so there are no atomics and the order of every sum is fixed.  The indices of a maximum are all
-checked before the gradient is touched.
+checked before a gradient that the caller gave is touched; those of a new one just before they are used.
 
 With the channels last, tasks are stretches of pixel rows, of the output or of a mean's gradient; what one window covers
 is a single column of pixels, shared out by channels, and so is a maximum's gradient.
@@ -71,6 +71,7 @@ cdef struct PoolJob:
     fc_pool_windows windows  # of table_rows output rows
     ptrdiff_t table_rows
     ptrdiff_t *bad  # indices outside their windows, one count a task
+    bint checked  # before any is used
     size_t line_bytes  # a thread's scratch
 
 
@@ -237,6 +238,10 @@ cdef void pool_backward_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef char *gx
     cdef const char *g
     row.line = scratch
+    if j.maximum and not j.checked:
+        check_indices_task(j, task, scratch)
+        if j.bad[task]:
+            return
     if j.whole and not j.maximum:
         j.k.avg_pool_fill(&row, end - plane, j.x + plane * j.es, j.y + plane * j.in_plane * j.es)
         return
@@ -253,12 +258,13 @@ cdef void pool_backward_task(void *job_, ptrdiff_t task, char *scratch) noexcept
         plane += planes
 
 
-cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, ndarray g, ndarray index, ndarray gx) except -1:
+cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, ndarray g, ndarray index, ndarray gx,
+                                 bint keep) except -1:
     cdef PoolJob j
-    cdef ptrdiff_t bad = 0, i, tasks
+    cdef ptrdiff_t bad = 0, table = 0, i, tasks
     cdef int threads = threads_for(plan.work(PyArray_ITEMSIZE(gx)))
     cdef Arena arena
-    cdef uint32_t *table
+    cdef uint32_t *first
     j.es, j.maximum = PyArray_ITEMSIZE(gx), maximum
     j.k = fc_tables(fc_get_isa())[j.es == 8]
     pool_job(plan, &j)
@@ -267,23 +273,26 @@ cdef ptrdiff_t run_pool_backward(PoolPlan plan, bint maximum, ndarray g, ndarray
     if maximum:
         j.index = indices(index, plan.out_size())
         j.table_rows = tabulated_rows(&j)
-        i = j.table_rows * j.out_w + 2 * j.k.lanes
-        arena = lease(tasks * sizeof(ptrdiff_t) + 2 * i * sizeof(uint32_t))
-        j.bad = <ptrdiff_t *>arena.memory
-        table = <uint32_t *>(j.bad + tasks)
-        with nogil:
-            tabulate_windows(&j, table, table + i)
-            run_tasks(check_indices_task, &j, tasks, threads, NULL, 0)
-        for i in range(tasks):
-            bad += j.bad[i]
-        release(arena)
-        if bad:
-            return bad
-    arena = lease(threads * j.line_bytes)
+        table = j.table_rows * j.out_w + 2 * j.k.lanes
+    arena = lease(tasks * sizeof(ptrdiff_t) + 2 * table * sizeof(uint32_t) + 64 + threads * j.line_bytes)
+    cdef char *lines = <char *>arena.memory
+    j.bad = <ptrdiff_t *>(lines + threads * j.line_bytes)
+    j.checked = keep
     with nogil:
-        run_tasks(pool_backward_task, &j, tasks, threads, <char *>arena.memory, j.line_bytes)
+        if maximum:
+            first = <uint32_t *>(j.bad + tasks)
+            tabulate_windows(&j, first, first + table)
+            if keep:
+                run_tasks(check_indices_task, &j, tasks, threads, NULL, 0)
+                for i in range(tasks):
+                    bad += j.bad[i]
+        if not bad:
+            run_tasks(pool_backward_task, &j, tasks, threads, lines, j.line_bytes)
+        if maximum and not keep:
+            for i in range(tasks):
+                bad += j.bad[i]
     release(arena)
-    return 0
+    return bad
 
 
 # ---- channels last ----
@@ -514,11 +523,12 @@ def avg_pool(PoolPlan plan not None, ndarray x not None, ndarray y not None):
         run_pool(plan, False, x, y, None)
 
 
-def max_pool_backward(PoolPlan plan not None, ndarray g not None, ndarray index not None, ndarray gx not None):
-    """gx = the gradient of max pooling.  Returns how many indices lie outside their windows; if any, gx stays."""
+def max_pool_backward(PoolPlan plan not None, ndarray g not None, ndarray index not None, ndarray gx not None,
+                      bint keep=True):
+    """gx = the gradient of max pooling.  Returns how many indices lie outside their windows; then `keep` leaves gx."""
     if plan.channels:
         return run_pixels_backward(plan, True, g, index, gx)
-    return run_pool_backward(plan, True, g, index, gx)
+    return run_pool_backward(plan, True, g, index, gx, keep)
 
 
 def avg_pool_backward(PoolPlan plan not None, ndarray g not None, ndarray gx not None):
@@ -526,4 +536,4 @@ def avg_pool_backward(PoolPlan plan not None, ndarray g not None, ndarray gx not
     if plan.channels:
         run_pixels_backward(plan, False, g, None, gx)
     else:
-        run_pool_backward(plan, False, g, None, gx)
+        run_pool_backward(plan, False, g, None, gx, False)

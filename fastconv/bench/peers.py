@@ -94,7 +94,7 @@ class FastConv(Library):
         where = ()
         if case.kind == "max_pool":
             where = (getattr(fastconv, case.op)(x, **windows, **options, return_indices=True)[1],)
-        return partial(function, grad_output, *where, x.shape, **windows, **options, out=np.empty_like(x))
+        return partial(function, grad_output, *where, x.shape, **windows, **options)
 
     def _layout(self, array: NDArray) -> NDArray:
         return array if self.layout is None else np.ascontiguousarray(array.transpose(0, 2, 3, 1))

@@ -72,8 +72,8 @@ FC_INLINE ivec lane_numbers(void) {
 #define combined FC_LOCAL(combined)
 FC_INLINE vec combined(const int maximum, vec a, vec b) { return maximum ? vec_max(a, b) : a + b; }
 
-/* line = the maximum or the sum of `taps` rows of `width` elements that lie before `end`.  Inlined with a constant number
- * of the usual windows' rows; what is read behind a row is overwritten in the line. */
+/* line = the maximum or the sum of `taps` rows of `width` elements that lie before `end`; what is read behind a row is
+ * overwritten in the line. */
 #define FC_MAX_TAPS 16
 #define combine_rows FC_LOCAL(combine_rows)
 FC_INLINE void combine_rows(const int maximum, const int taps, const REAL *const *row, ptrdiff_t width, const REAL *end,
@@ -116,14 +116,7 @@ FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int in
         for (ptrdiff_t kd = d0; kd < d1; kd++)
             for (ptrdiff_t kh = h0; kh < h1; kh++)
                 row_of[t++] = from + (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
-        if (t == 2)
-            combine_rows(maximum, 2, row_of, p->in[2], end, empty, line);
-        else if (t == 3)
-            combine_rows(maximum, 3, row_of, p->in[2], end, empty, line);
-        else if (t == 5)
-            combine_rows(maximum, 5, row_of, p->in[2], end, empty, line);
-        else
-            combine_rows(maximum, t, row_of, p->in[2], end, empty, line);
+        combine_rows(maximum, t, row_of, p->in[2], end, empty, line);
     } else
         for (ptrdiff_t i = 0; i < p->in[2]; i += FC_LANES) {
             const uint32_t bits = bits_range(0, p->in[2] - i);
@@ -151,24 +144,156 @@ FC_INLINE void reduce_rows(const fc_pool_row *p, const int maximum, const int in
     }
 }
 
-/* The maximum or the sum of taps [w0, w1) of a vector of outputs, the usual numbers of them without a loop */
+/* The maximum or the sum of taps [w0, w1) of a vector of outputs */
 #define combine_columns FC_LOCAL(combine_columns)
 FC_INLINE vec combine_columns(const int maximum, vec best, const REAL *from, const ptrdiff_t step, ptrdiff_t dilation,
                               ptrdiff_t w0, ptrdiff_t w1, ptrdiff_t left) {
     from += w0 * dilation;
-    switch (w1 - w0) {
-#define FC_CASE(taps) \
-    case taps: \
-        FC_UNROLL \
-        for (int t = 0; t < taps; t++) best = combined(maximum, best, load_every(from + t * dilation, step, left)); \
-        return best;
-        FC_CASE(2)
-        FC_CASE(3)
-        FC_CASE(5)
-#undef FC_CASE
-    }
     for (ptrdiff_t w = w0; w < w1; w++, from += dilation) best = combined(maximum, best, load_every(from, step, left));
     return best;
+}
+
+/* Elements of a window along one dimension: those inside the image, or with the padding that it covers */
+#define window_extent FC_LOCAL(window_extent)
+FC_INLINE ptrdiff_t window_extent(const fc_pool_row *p, int dim, ptrdiff_t start) {
+    const ptrdiff_t padded = p->in[dim] + (p->count_include_pad ? p->pad_after[dim] : 0);
+    ptrdiff_t end = start + p->kernel[dim];
+    if (end > padded) end = padded;
+    if (!p->count_include_pad && start < 0) start = 0;
+    return end - start;
+}
+
+/* what the sums of outputs [o, o + lanes) are divided by */
+#define divisors FC_LOCAL(divisors)
+FC_INLINE vec divisors(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t dh) {
+    if (p->divisor) return vec_splat((REAL)p->divisor);
+    const ptrdiff_t w = o * p->step - p->before;
+    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+    const ptrdiff_t room = p->in[2] + (p->count_include_pad ? p->pad_after[2] : 0) - w;
+    if ((w >= 0 || p->count_include_pad) && (left - 1) * p->step + p->kernel[2] <= room)
+        return vec_splat((REAL)(dh * p->kernel[2]));
+    const ivec along = lane_numbers() * (INTEGER)p->step, none = {0};
+    const ivec kernel = splat_integer((INTEGER)p->kernel[2]), lead = splat_integer((INTEGER)-w) - along;
+    ivec extent = splat_integer((INTEGER)(room < FC_NOWHERE ? room : FC_NOWHERE)) - along;
+    extent = pick(extent < kernel, extent, kernel);
+    if (!p->count_include_pad) extent -= pick(lead > none, lead, none);
+    return __builtin_convertvector(extent, vec) * (REAL)dh;
+}
+
+/* Windows of the usual widths need no line: a row of columns stays in registers, and shifted pairs of vectors are its
+ * taps.  Lanes a[m] ... b[m - 1]: */
+#if FC_LANES == 16
+#define FC_FROM(m) \
+    m, m + 1, m + 2, m + 3, m + 4, m + 5, m + 6, m + 7, m + 8, m + 9, m + 10, m + 11, m + 12, m + 13, m + 14, m + 15
+#elif FC_LANES == 8
+#define FC_FROM(m) m, m + 1, m + 2, m + 3, m + 4, m + 5, m + 6, m + 7
+#elif FC_LANES == 4
+#define FC_FROM(m) m, m + 1, m + 2, m + 3
+#else
+#define FC_FROM(m) m, m + 1
+#endif
+#define shifted FC_LOCAL(shifted)
+FC_INLINE vec shifted(vec a, vec b, const int m) {
+    switch (m) {
+    case 0: return a;
+    case 1: return FC_SHUFFLE(a, b, FC_FROM(1));
+#if FC_LANES >= 4
+    case 2: return FC_SHUFFLE(a, b, FC_FROM(2));
+    case 3: return FC_SHUFFLE(a, b, FC_FROM(3));
+    case 4: return FC_SHUFFLE(a, b, FC_FROM(4));
+#endif
+    }
+    return b; /* as many as there are lanes */
+}
+#undef FC_FROM
+
+/* Columns [c, c + lanes): the maximum or the sum of the rows of the windows, `empty` outside the image */
+#define window_columns FC_LOCAL(window_columns)
+FC_INLINE vec window_columns(const fc_pool_row *p, const int maximum, const ptrdiff_t taps, const REAL *const *row,
+                             ptrdiff_t c) {
+    const REAL *begin = p->x, *end = begin + p->in[0] * p->in[1] * p->in[2];
+    const vec empty = maximum ? vec_splat(-FC_INFINITY) : (vec){0};
+    const uint32_t bits = c >= 0 && c + FC_LANES <= p->in[2] ? FC_ALL : bits_range(-c, p->in[2] - c);
+    if (!bits) return empty;
+    vec v;
+    if (row[0] + c >= begin && row[taps - 1] + c + FC_LANES <= end) { /* others' columns are read and dropped */
+        v = vec_load(row[0] + c);
+        for (ptrdiff_t t = 1; t < taps; t++) v = combined(maximum, v, vec_load(row[t] + c));
+    } else {
+        v = vec_load_bits(row[0] + c, bits);
+        for (ptrdiff_t t = 1; t < taps; t++) v = combined(maximum, v, vec_load_bits(row[t] + c, bits));
+    }
+    return bits == FC_ALL ? v : vec_select(vec_mask(bits), v, empty);
+}
+
+/* The columns of a vector of outputs' first taps, each of `step` phases in a vector of its own */
+#define window_phases FC_LOCAL(window_phases)
+FC_INLINE void window_phases(const fc_pool_row *p, const int maximum, const ptrdiff_t taps, const REAL *const *row,
+                             const ptrdiff_t step, ptrdiff_t c, vec phase[2]) {
+    const vec a = window_columns(p, maximum, taps, row, c);
+    phase[0] = a;
+    if (step == 2) {
+        const vec b = window_columns(p, maximum, taps, row, c + FC_LANES);
+        phase[0] = vec_even(a, b);
+        phase[1] = vec_odd(a, b);
+    }
+}
+
+/* Inlined with constants: windows `width` wide of `taps` rows */
+#define pool_windows FC_LOCAL(pool_windows)
+FC_INLINE void pool_windows(const fc_pool_row *p, const int maximum, const ptrdiff_t taps, const REAL *const *row,
+                            const ptrdiff_t step, const int width, REAL *y) {
+    const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
+    vec now[2] = {{0}}, next[2] = {{0}};
+    window_phases(p, maximum, taps, row, step, -p->before, now);
+    for (ptrdiff_t o = 0; o < p->out; o += FC_LANES) {
+        const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
+        if (width > step || left == FC_LANES)
+            window_phases(p, maximum, taps, row, step, (o + FC_LANES) * step - p->before, next);
+        vec best = maximum ? now[0] : (vec){0} + now[0]; /* a sum of negative zeros is a positive one */
+        FC_UNROLL
+        for (int w = 1; w < width; w++)
+            best = combined(maximum, best, shifted(now[w % step], next[w % step], w / (int)step));
+        if (!maximum) best /= divisors(p, o, dh);
+        vec_store_bits(y + o, best, bits_range(0, left));
+        now[0] = next[0];
+        now[1] = next[1];
+    }
+}
+
+/* Returns whether the windows are such */
+#define pool_in_registers FC_LOCAL(pool_in_registers)
+FC_INLINE int pool_in_registers(const fc_pool_row *p, const int maximum, REAL *y) {
+    ptrdiff_t d0, d1, h0, h1;
+    const ptrdiff_t width = p->kernel[2];
+    if (p->dilation[2] != 1 || p->step > 2 || (width - 1) / p->step > FC_LANES) return 0;
+    clip_taps(p, 0, &d0, &d1);
+    clip_taps(p, 1, &h0, &h1);
+    const ptrdiff_t taps = (d1 - d0) * (h1 - h0);
+    if (d0 >= d1 || h0 >= h1 || taps > FC_MAX_TAPS) return 0;
+    const REAL *from = (const REAL *)p->x + (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
+    const REAL *row[FC_MAX_TAPS];
+    int t = 0;
+    for (ptrdiff_t kd = d0; kd < d1; kd++)
+        for (ptrdiff_t kh = h0; kh < h1; kh++)
+            row[t++] = from + (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
+    switch (width * 2 + p->step) {
+#define FC_CASE(w, s) \
+    case w * 2 + s: \
+        if (taps == w) \
+            pool_windows(p, maximum, w, row, s, w, y); \
+        else \
+            pool_windows(p, maximum, taps, row, s, w, y); \
+        return 1;
+        FC_CASE(2, 1)
+        FC_CASE(2, 2)
+        FC_CASE(3, 1)
+        FC_CASE(3, 2)
+        FC_CASE(5, 1)
+        FC_CASE(5, 2)
+#undef FC_CASE
+    }
+    return 0;
 }
 
 /* Inlined with a constant step, so that loads are chosen once */
@@ -223,7 +348,7 @@ static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y, int64_t *inde
             max_columns_indexed(p, 2, y, index);
         else
             max_columns_indexed(p, p->step, y, index);
-    } else {
+    } else if (!pool_in_registers(p, 1, y)) {
         reduce_rows(p, 1, 0);
         if (p->step == 1)
             max_columns(p, 1, y);
@@ -242,6 +367,18 @@ typedef uint32_t words __attribute__((vector_size(FC_VEC_BYTES)));
 typedef uint32_t FC_LOCAL(words_unaligned) __attribute__((vector_size(FC_VEC_BYTES), aligned(4)));
 typedef uint64_t indices __attribute__((vector_size(2 * FC_VEC_BYTES), aligned(8), may_alias));
 
+#define words_min FC_LOCAL(words_min)
+FC_INLINE words words_min(words a, words b) {
+#if FC_VEC_BYTES == 64
+    return (words)_mm512_min_epu32((__m512i)a, (__m512i)b);
+#elif FC_VEC_BYTES == 32
+    return (words)_mm256_min_epu32((__m256i)a, (__m256i)b);
+#else
+    const words less = (words)(a < b);
+    return (a & less) | (b & ~less);
+#endif
+}
+
 /* All ones where an index lies outside its window, whose `extent` of elements a row begins at `first` */
 #define outside FC_LOCAL(outside)
 FC_INLINE words outside(const fc_pool_windows *p, const ptrdiff_t depth, const ptrdiff_t height,
@@ -249,16 +386,15 @@ FC_INLINE words outside(const fc_pool_windows *p, const ptrdiff_t depth, const p
     const indices v = *(const indices *)index;
     const words low = __builtin_convertvector(v, words), high = __builtin_convertvector(v >> 32, words);
     const words at = low - first;
-    words good = {0};
+    words column = ~(words){0}; /* the least is that of the row which the index lies in, or behind */
     for (ptrdiff_t kd = 0; kd < depth; kd++)
         for (ptrdiff_t kh = 0; kh < height; kh++) {
-            const words column = at - (uint32_t)(kd * p->pitch[0] + kh * p->pitch[1]);
-            if (dilation == 1)
-                good |= (words)(column < extent);
-            else
-                good |= (words)(column < extent) & (words)(column % dilation == 0);
+            const words here = at - (uint32_t)(kd * p->pitch[0] + kh * p->pitch[1]);
+            column = words_min(here, column);
         }
-    return ~good | (words)(low >= p->plane) | (words)(high != 0);
+    words bad = (words)(column >= extent) | (words)(low >= p->plane) | (words)(high != 0);
+    if (dilation != 1) bad |= (words)(column % dilation != 0);
+    return bad;
 }
 
 /* The same for outputs from o on */
@@ -311,32 +447,6 @@ static void FC_KERNEL(max_pool_scatter)(ptrdiff_t planes, ptrdiff_t n, const voi
         for (ptrdiff_t i = 0; i < n; i++) gx[index[i]] += g[i];
 }
 
-/* Elements of a window along one dimension: those inside the image, or with the padding that it covers */
-#define window_extent FC_LOCAL(window_extent)
-FC_INLINE ptrdiff_t window_extent(const fc_pool_row *p, int dim, ptrdiff_t start) {
-    const ptrdiff_t padded = p->in[dim] + (p->count_include_pad ? p->pad_after[dim] : 0);
-    ptrdiff_t end = start + p->kernel[dim];
-    if (end > padded) end = padded;
-    if (!p->count_include_pad && start < 0) start = 0;
-    return end - start;
-}
-
-/* what the sums of outputs [o, o + lanes) are divided by */
-#define divisors FC_LOCAL(divisors)
-FC_INLINE vec divisors(const fc_pool_row *p, ptrdiff_t o, ptrdiff_t dh) {
-    if (p->divisor) return vec_splat((REAL)p->divisor);
-    const ptrdiff_t w = o * p->step - p->before;
-    const ptrdiff_t left = p->out - o < FC_LANES ? p->out - o : FC_LANES;
-    if (w >= 0 && w + (left - 1) * p->step + p->kernel[2] <= p->in[2]) return vec_splat((REAL)(dh * p->kernel[2]));
-    const ptrdiff_t room = p->in[2] + (p->count_include_pad ? p->pad_after[2] : 0) - w;
-    const ivec along = lane_numbers() * (INTEGER)p->step, none = {0};
-    const ivec kernel = splat_integer((INTEGER)p->kernel[2]), lead = splat_integer((INTEGER)-w) - along;
-    ivec extent = splat_integer((INTEGER)(room < FC_NOWHERE ? room : FC_NOWHERE)) - along;
-    extent = pick(extent < kernel, extent, kernel);
-    if (!p->count_include_pad) extent -= pick(lead > none, lead, none);
-    return __builtin_convertvector(extent, vec) * (REAL)dh;
-}
-
 #define mean_columns FC_LOCAL(mean_columns)
 FC_INLINE void mean_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y) {
     const REAL *line = line_values(p) - p->before;
@@ -351,6 +461,7 @@ FC_INLINE void mean_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y)
 }
 
 static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y) {
+    if (pool_in_registers(p, 0, y)) return;
     reduce_rows(p, 0, 0);
     if (p->step == 1)
         mean_columns(p, 1, y);
