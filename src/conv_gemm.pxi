@@ -10,6 +10,7 @@ sweep owns a block of pixels and a block of rows:
 
     for each slice of K = (tap, channel), kc long:
         pack the slice's pixels                         B[panel][kc][nr], half of the L2 cache
+        (or take them where all threads packed all of them, if several blocks of rows need the same few)
         for each block of row panels, for each pixel panel, for each row panel of the block:
             C[mr][nr] += A * B                          the micro-kernel
 
@@ -222,6 +223,8 @@ cdef struct SweepJob:
     int activation
     double slope
     char *packed  # weights; NULL: not yet
+    char *pixels  # packed before, where tasks of several blocks of rows need the same; NULL: by each task
+    size_t pixels_size  # of one group of one sweep, in bytes
     size_t b_size, runs_size  # parts of a thread's scratch, in bytes
 
 
@@ -229,8 +232,26 @@ cdef inline ptrdiff_t sweep_pixels(const fc_sweep *s) noexcept nogil:
     return s.n * s.out[0] * s.out[1] * s.out[2]
 
 
+cdef inline ptrdiff_t sweep_depth(const fc_sweep *s) noexcept nogil:
+    return s.ntaps * s.channels
+
+
+cdef inline ptrdiff_t sweep_blocks(const SweepJob *j, const fc_sweep *s) noexcept nogil:
+    """Blocks of pixels."""
+    return ceil_div(sweep_pixels(s), j.blocking.panels * j.k.nr)
+
+
+cdef inline ptrdiff_t sweep_slices(const SweepJob *j, const fc_sweep *s) noexcept nogil:
+    """Slices of K, as many for each of the sweeps that a task computes together, of which `s` is the first."""
+    cdef ptrdiff_t slices = 1
+    cdef int w
+    for w in range(j.abreast):
+        slices = max(slices, ceil_div(sweep_depth(&s[w]), j.blocking.kc))
+    return slices
+
+
 cdef inline ptrdiff_t sweep_tasks(const SweepJob *j, const fc_sweep *s) noexcept nogil:
-    return j.groups * ceil_div(sweep_pixels(s), j.blocking.panels * j.k.nr) * ceil_div(s.rows, j.blocking.rows)
+    return j.groups * sweep_blocks(j, s) * ceil_div(s.rows, j.blocking.rows)
 
 
 cdef void pack_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -302,6 +323,7 @@ cdef inline ptrdiff_t output_offset(const fc_sweep *s, const fc_run *r) noexcept
 
 cdef enum:
     TOGETHER = 48  # pixels whose panels are packed together: neighbouring lines of a channel are then read at once
+    SHARED_PIXELS = 4 << 20  # bytes of packed pixels that are kept for all blocks of rows
     PANEL_SLACK = 16  # elements behind a panel, which the last vector that is packed may spill into
 
 
@@ -356,6 +378,46 @@ cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRun
             finish_tile(j, s, q, i, rows, residual, out)
 
 
+cdef void pack_block(const SweepJob *j, const fc_sweep *s, ptrdiff_t g, ptrdiff_t pixel0, ptrdiff_t k0, ptrdiff_t kc,
+                     char *b) noexcept nogil:
+    """Pack slice [k0, k0 + kc) of a block of pixels."""
+    cdef const char *x = j.x + g * s.channels * s.in_[0] * s.in_[1] * s.in_[2] * j.es
+    cdef ptrdiff_t nr = j.k.nr, pixels = min(j.blocking.panels * nr, sweep_pixels(s) - pixel0), p, count
+    cdef ptrdiff_t together = max(<ptrdiff_t>1, TOGETHER // nr) * nr, stride = kc * nr + PANEL_SLACK
+    cdef fc_run[64] run
+    for p from 0 <= p < pixels by together:
+        count = min(together, pixels - p)
+        j.k.pack_pixels(s, run, find_runs(s, pixel0 + p, count, run), x, k0, k0 + kc, b + p // nr * stride * j.es,
+                        stride)
+
+
+cdef inline char *shared_block(const SweepJob *j, const fc_sweep *s, ptrdiff_t g, ptrdiff_t block, ptrdiff_t slice_,
+                               ptrdiff_t slices) noexcept nogil:
+    """Where a slice of a block of pixels lies in j.pixels[sweep][group][block][slice]."""
+    cdef ptrdiff_t depth = sweep_depth(s), panels = j.blocking.panels
+    cdef ptrdiff_t at = block * panels * (depth * j.k.nr + slices * PANEL_SLACK)
+    at += panels * (depth * slice_ // slices * j.k.nr + slice_ * PANEL_SLACK)
+    return j.pixels + ((s - j.sweep) * j.groups + g) * j.pixels_size + at * j.es
+
+
+cdef void pack_pixels_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: one slice of one block of pixels of one group of one sweep."""
+    cdef SweepJob *j = <SweepJob *>job_
+    cdef const fc_sweep *s = j.sweep
+    cdef ptrdiff_t slices, slice_, block, g, depth, k0
+    while True:
+        slices = sweep_slices(j, s - (s - j.sweep) % j.abreast)
+        if task < j.groups * sweep_blocks(j, s) * slices:
+            break
+        task -= j.groups * sweep_blocks(j, s) * slices
+        s += 1
+    slice_, block, g = task % slices, task // slices % sweep_blocks(j, s), task // slices // sweep_blocks(j, s)
+    depth = sweep_depth(s)
+    k0 = depth * slice_ // slices
+    pack_block(j, s, g, block * j.blocking.panels * j.k.nr, k0, depth * (slice_ + 1) // slices - k0,
+               shared_block(j, s, g, block, slice_, slices))
+
+
 cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: a block of pixels x a block of rows of one group of one sweep, or of two of neighbouring columns.
 
@@ -370,26 +432,25 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         task -= sweep_tasks(j, s)
         s += j.abreast
     cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), pixels = sweep_pixels(s)
-    cdef ptrdiff_t blocks = ceil_div(pixels, j.blocking.panels * nr)
+    cdef ptrdiff_t blocks = sweep_blocks(j, s), slices = sweep_slices(j, s)
     cdef ptrdiff_t row0 = task % row_blocks * j.blocking.rows, row1 = min(row0 + j.blocking.rows, s.rows)
     cdef ptrdiff_t pixel0 = task // row_blocks % blocks * j.blocking.panels * nr
     cdef ptrdiff_t g = task // row_blocks // blocks
     cdef ptrdiff_t panels = ceil_div(min(j.blocking.panels * nr, pixels - pixel0), nr)
 
-    cdef const char *x = j.x + g * s.channels * s.in_[0] * s.in_[1] * s.in_[2] * es
     cdef char *out = j.out + g * s.rows * s.out_channel * es
     cdef const char *residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
     cdef const char *bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
     cdef const char *a
     cdef const char *row_bias
     cdef const char *packed[2]
+    cdef char *packed_pixels[2]
     cdef char *b
     cdef PanelRuns *panel = <PanelRuns *>(scratch + j.abreast * j.b_size)
     cdef char *tiles = scratch + j.abreast * j.b_size + j.runs_size
     cdef char *tile
     cdef ptrdiff_t[2] depth, k0, kc, b_stride  # of K, of a slice, of a panel of pixels
-    cdef ptrdiff_t slices, p, i, i0, i1, next_i, count, slice_
-    cdef ptrdiff_t together = max(<ptrdiff_t>1, TOGETHER // nr)
+    cdef ptrdiff_t p, i, i0, i1, next_i, slice_
     cdef int w, rows
     cdef fc_run[64] run
     cdef PanelRuns *q
@@ -400,27 +461,26 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         q.count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q.cols, run), q.run)
         q.at = output_offset(s, q.run)
 
-    slices = 1
     for w in range(j.abreast):
-        depth[w] = s[w].ntaps * s[w].channels
+        depth[w] = sweep_depth(&s[w])
         packed[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w])) * es
-        slices = max(slices, ceil_div(depth[w], j.blocking.kc))
     for slice_ in range(slices):
         for w in range(j.abreast):
             k0[w] = depth[w] * slice_ // slices
             kc[w] = depth[w] * (slice_ + 1) // slices - k0[w]
             b_stride[w] = kc[w] * nr + PANEL_SLACK
-            for p from 0 <= p < panels by together:
-                count = min(together * nr, pixels - pixel0 - p * nr, (panels - p) * nr)
-                k.pack_pixels(&s[w], run, find_runs(s, pixel0 + p * nr, count, run), x, k0[w], k0[w] + kc[w],
-                              scratch + w * j.b_size + p * b_stride[w] * es, b_stride[w])
+            if j.pixels != NULL:
+                packed_pixels[w] = shared_block(j, &s[w], g, pixel0 // (j.blocking.panels * nr), slice_, slices)
+            else:
+                packed_pixels[w] = scratch + w * j.b_size
+                pack_block(j, &s[w], g, pixel0, k0[w], kc[w], packed_pixels[w])
         for i0 from row0 <= i0 < row1 by j.blocking.held:
             i1 = min(i0 + j.blocking.held, row1)
             for p in range(panels):
                 q = panel + p
                 for w in range(j.abreast):
                     a = packed[w] + k0[w] * mr * es
-                    b = scratch + w * j.b_size + p * b_stride[w] * es
+                    b = packed_pixels[w] + p * b_stride[w] * es
                     for i from i0 <= i < i1 by mr:
                         rows = <int>min(mr, row1 - i)
                         next_i = i + mr if i + mr < i1 or p == panels - 1 else i0
@@ -439,24 +499,35 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:
-    cdef ptrdiff_t depth = 0, tasks = 0
-    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch
+    cdef ptrdiff_t depth = 0, tasks = 0, shared_tasks = 0, slices
+    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch, shared
     cdef int i, threads = threads_for(flops)
+    j.pixels_size = 0
     for i in range(j.sweeps):
-        depth = max(depth, j.sweep[i].ntaps * j.sweep[i].channels)
+        slices = sweep_slices(j, &j.sweep[i - i % j.abreast])
+        shared_tasks += j.groups * sweep_blocks(j, &j.sweep[i]) * slices
+        depth = max(depth, sweep_depth(&j.sweep[i]))
+        j.pixels_size = max(j.pixels_size, aligned(sweep_blocks(j, &j.sweep[i]) * j.blocking.panels * j.es
+                                                   * (sweep_depth(&j.sweep[i]) * j.k.nr + slices * PANEL_SLACK)))
     for i from 0 <= i < j.sweeps by j.abreast:
         tasks += sweep_tasks(j, &j.sweep[i])
+    shared = j.sweeps * j.groups * j.pixels_size
+    if j.blocking.rows >= j.sweep.rows or shared > SHARED_PIXELS:
+        shared = 0
     j.b_size = aligned((min(j.blocking.kc, depth) * j.k.nr + PANEL_SLACK) * j.blocking.panels * j.es)
     j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
     scratch = j.abreast * j.b_size + j.runs_size
     scratch += aligned((j.k.mr + (j.blocking.held if j.abreast == 2 else 0)) * j.k.nr * j.es)
-    cdef Arena arena = lease(packed + threads * scratch)
+    cdef Arena arena = lease(packed + shared + threads * scratch)
     cdef char *memory = <char *>arena.memory
+    j.pixels = memory + packed if shared else NULL
     with nogil:
         if packed:
             j.packed = memory
             pack_weights(j, threads)
-        run_flushed(sweep_task, j, tasks, threads, memory + packed, scratch)
+        if shared:
+            run_tasks(pack_pixels_task, j, shared_tasks, threads if shared > 65536 else 1, NULL, 0)
+        run_flushed(sweep_task, j, tasks, threads, memory + packed + shared, scratch)
     release(arena)
     return 0
 

@@ -184,27 +184,54 @@ static void FC_KERNEL(transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_
         }
 }
 
-static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
+/* Rows that lie without a gap are transposed, a vector of each at a time.  Of others a few lines a channel are read: the
+ * gradient's, whose rows are neighbours and whose channels are far apart. */
+static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w_, ptrdiff_t row_stride, ptrdiff_t channel_stride,
                                     int rows, int channels_first, void *a_) {
+    enum { AHEAD = 128 }; /* elements: so many rows are more streams than the prefetchers follow */
     const ptrdiff_t tap_step = channels_first ? FC_MR : s->channels * FC_MR;
     const ptrdiff_t channel_step = channels_first ? s->ntaps * FC_MR : FC_MR;
     const ptrdiff_t n = s->ntaps;
-    if (rows == FC_MR && channels_first && channel_stride == n && n > 0 &&
-        s->weights[n - 1] == n - 1) { /* as they lie */
-        FC_KERNEL(transpose)(w, row_stride, FC_MR, s->ntaps * s->channels, a_, FC_MR);
+    const REAL *w = w_;
+    REAL *a = a_;
+    if (channel_stride == n && n > 0 && s->weights[n - 1] == n - 1) { /* rows (channel, tap) without a gap */
+        ptrdiff_t at = 0, tap = 0;
+        for (ptrdiff_t k = 0; k < n * s->channels; k += FC_LANES) {
+            const int len = n * s->channels - k < FC_LANES ? (int)(n * s->channels - k) : FC_LANES;
+            ptrdiff_t where[FC_LANES];
+            for (int l = 0; l < len; l++) {
+                where[l] = at;
+                at += tap_step;
+                if (++tap == n) at += channel_step - n * tap_step, tap = 0;
+            }
+            for (int i = 0; i < FC_MR; i += FC_LANES) {
+                vec v[FC_LANES];
+                FC_UNROLL
+                for (int r = 0; r < FC_LANES && i + r < FC_MR; r++)
+                    __builtin_prefetch(w + (i + r) * row_stride + k + AHEAD, 0, 0);
+                FC_UNROLL
+                for (int r = 0; r < FC_LANES; r++)
+                    v[r] = i + r < rows ? vec_load_bits(w + (i + r) * row_stride + k, bits_range(0, len)) : (vec){0};
+                vec_transpose(v);
+                FC_UNROLL
+                for (int l = 0; l < FC_LANES; l++)
+                    if (l < len) vec_store_bits(a + where[l] + i, v[l], bits_range(0, FC_MR - i));
+            }
+        }
         return;
     }
-    for (ptrdiff_t t = 0; t < s->ntaps; t++) {
-        const REAL *src = (const REAL *)w + s->weights[t];
-        REAL *a = (REAL *)a_ + t * tap_step;
-        for (ptrdiff_t c = 0; c < s->channels; c++, src += channel_stride, a += channel_step) {
+    const ptrdiff_t ahead = 16 * channel_stride, share = n > 0 ? FC_MR * row_stride / n : 0;
+    for (ptrdiff_t c = 0; c < s->channels; c++)
+        for (ptrdiff_t t = 0; t < n; t++) {
+            const REAL *src = w + c * channel_stride + s->weights[t];
+            REAL *to = a + t * tap_step + c * channel_step;
+            __builtin_prefetch(w + c * channel_stride + ahead + t * share);
             if (rows == FC_MR) {
                 FC_UNROLL
-                for (int i = 0; i < FC_MR; i++) a[i] = src[i * row_stride];
+                for (int i = 0; i < FC_MR; i++) to[i] = src[i * row_stride];
             } else
-                for (int i = 0; i < FC_MR; i++) a[i] = i < rows ? src[i * row_stride] : 0;
+                for (int i = 0; i < FC_MR; i++) to[i] = i < rows ? src[i * row_stride] : 0;
         }
-    }
 }
 
 static void FC_KERNEL(pack_rows)(const void *src_, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst_) {
