@@ -42,7 +42,9 @@ PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the en
 COPIED_BYTES = 8 << 20  # of a weight gradient's input rows under a block
 TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a block
 MAX_TRANSFORMED = 8 << 20  # where a block is a single patch of many channels
-TASK_TILES = 64  # tiles a product task: 36 x 64 x nr products are 442 KiB
+TASK_TILES = 64  # tiles a product task: 36 x 64 x 48 products are 442 KiB
+TASK_ELEMENTS = 128 * 16  # tiles times nr of a task that uses filters once: 36 x 128 x 16 products are 295 KiB
+TASK_PANELS = 8  # such tasks at least
 DEEP_TILES = 128  # of a task that sums planes: those around it are transformed once more
 
 PACK, COPY = 3.0, 4.0
@@ -53,8 +55,8 @@ WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without which threads would have none
 
 
-_GEMM, _DIRECT = ("kc", "panels", "rows", "held"), ("rows",)
-_WINOGRAD = ("r", "planes", "tiles high", "tiles wide", "patches a block", "patches a task")
+_GEMM, _DIRECT = ("kc", "panels", "rows", "held", "abreast"), ("rows",)
+_WINOGRAD = ("r", "m", "planes", "tiles high", "tiles wide", "patches a block", "patches a task")
 BLOCKING = {  # what the numbers of a blocking are
     ("output", "gemm"): _GEMM,
     ("input_gradient", "gemm"): _GEMM,
@@ -135,8 +137,8 @@ def _split(total: int, most: int, multiple: int) -> int:
 # ---- blocking ----
 
 
-def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int]:
-    """Blocking (kc, panels, rows, held rows) of a packed sweep.
+def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int, int]:
+    """Blocking (kc, panels, rows, held rows, residues abreast) of a packed sweep.
 
     A task packs `panels` panels of nr pixels, kc deep, and multiplies them by `rows` rows.  Packing is shared by all
     rows of a task, so rows are split only where there are too few pixel blocks to go round.  Of a pixel panel and a row
@@ -154,7 +156,7 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int]:
     tasks = groups * math.ceil(all_panels / panels)
     row_blocks = min(math.ceil(TASKS / tasks), max(1, s.rows // (4 * tile.mr)))
     held = 1 if depth < SHALLOW or not narrow else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
-    return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr), held * tile.mr
+    return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr), held * tile.mr, s.abreast
 
 
 def gemm_weight_blocking(g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int]:
@@ -207,11 +209,12 @@ def winograd_tiles(name: str, g: ConvGeometry, size: Size) -> tuple[int, int]:
     return high, wide
 
 
-def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int]:
-    """Blocking (r, planes, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
+def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int, int]:
+    """Blocking (r, m, planes, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
 
     A plane of a patch has about 32 tiles, up to 16 in a row; where planes are summed a patch is a task.  A block's
     transformed tiles stay in the third-level cache between the phases, and a task's products in the second-level one.
+    Where one task can take all tiles, it transforms its filters itself, and these never leave its caches.
     """
     ic, oc = (_whole(c // g.groups, tile.lanes) for c in (g.ic, g.oc))
     size, channels = (g.in_size, oc) if name == "input_gradient" else (g.out_size, ic)
@@ -219,7 +222,8 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
         channels = (ic + _whole(oc, tile.nr)) // 2
     deep = g.kernel[0] > 1
     tiles_h, tiles_w = winograd_tiles(name, g, size)
-    tile_bytes = winograd_tile(name, g.kernel[2])[1] ** 2 * channels * tile.item
+    m, points = winograd_tile(name, g.kernel[2])
+    tile_bytes = points**2 * channels * tile.item
     most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
     patch_w = _split(tiles_w, min(16, most), 1)
     patch_h = _split(tiles_h, min(32, max(1, most // g.kernel[0])) // patch_w, 1)
@@ -227,7 +231,11 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
     block = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
     task = 1 if deep else max(1, min(block, TASK_TILES // tiles))
-    return g.kernel[2], planes, patch_h, patch_w, max(block // task, 1) * task, task
+    patches = g.n * math.prod(g.dilation) * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
+    once = patches * tiles <= min(TASK_ELEMENTS // tile.nr, MAX_TRANSFORMED // tile_bytes)
+    if once and not deep and (ic if name == "input_gradient" else oc) >= TASK_PANELS * tile.nr:
+        block = task = patches
+    return g.kernel[2], m, planes, patch_h, patch_w, max(block // task, 1) * task, task
 
 
 # ---- costs ----
@@ -259,7 +267,7 @@ def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     """Cycles of a Winograd pass."""
     ic, oc, depth = g.ic // g.groups, g.oc // g.groups, g.kernel[0]
     channels, rows, size = (oc, ic, g.in_size) if name == "input_gradient" else (ic, oc, g.out_size)
-    _, planes, *_ = winograd_blocking(name, g, tile)
+    _, _, planes, *_ = winograd_blocking(name, g, tile)
     points = winograd_tile(name, g.kernel[2])[1] ** 2
     tiles = g.n * _whole(size[0], planes) * math.prod(g.dilation) * math.prod(winograd_tiles(name, g, size))
     c, k = _whole(channels, tile.lanes), _whole(rows, tile.lanes)

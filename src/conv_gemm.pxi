@@ -38,23 +38,24 @@ cdef extern from *:
 cdef struct Blocking:
     ptrdiff_t kc, panels, rows  # length of a K slice, pixel panels a block, rows a block
     ptrdiff_t held  # rows whose slice meets a pixel panel before the next one does
+    int abreast  # neighbouring sweeps that a task computes together
 
 
 cdef struct Winograd:
-    ptrdiff_t r  # 0: not used
+    ptrdiff_t r, m  # filters r x r, tiles m x m; r is 0 where the pass is computed otherwise
     ptrdiff_t planes, tiles_h, tiles_w  # of a patch
     ptrdiff_t block_patches, task_patches
 
 
 cdef Blocking sweep_blocking(values):
     cdef Blocking b
-    b.kc, b.panels, b.rows, b.held = values
+    b.kc, b.panels, b.rows, b.held, b.abreast = values
     return b
 
 
 cdef Winograd winograd_blocking(values):
     cdef Winograd w
-    w.r, w.planes, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
+    w.r, w.m, w.planes, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
     return w
 
 
@@ -72,7 +73,7 @@ cdef class ConvPlan:
     cdef ptrdiff_t *tap_weights
     cdef fc_sweep output
     cdef fc_sweep *gradient
-    cdef int gradients, gradients_abreast
+    cdef int gradients
     cdef bint gradient_holes
     cdef Blocking output_blocking, gradient_blocking
     cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight_rows
@@ -156,8 +157,6 @@ cdef class ConvPlan:
             for d in range(self.kernel[dim]):
                 groups[dim].setdefault(self.residue(dim, d), []).append(d)
         chosen = list(product(*[sorted(group) for group in groups]))
-        # even and odd columns, as many of each: their sweeps are neighbours, and stored together
-        self.gradients_abreast = 2 if self.stride[2] == 2 and len(groups[2]) == 2 and self.in_[2] % 2 == 0 else 1
         self.gradient_holes = len(chosen) < self.stride[0] * self.stride[1] * self.stride[2]
         for residues in chosen:
             for dim in range(3):
@@ -210,7 +209,7 @@ cdef struct SweepJob:
     kernels_t k
     size_t es
     const fc_sweep *sweep
-    int sweeps, abreast  # of all, and neighbours that a task computes together
+    int sweeps
     ptrdiff_t groups
     Blocking blocking
     ptrdiff_t direct_rows  # output rows a task of conv_direct.pxi, 0: pack
@@ -245,7 +244,7 @@ cdef inline ptrdiff_t sweep_slices(const SweepJob *j, const fc_sweep *s) noexcep
     """Slices of K, as many for each of the sweeps that a task computes together, of which `s` is the first."""
     cdef ptrdiff_t slices = 1
     cdef int w
-    for w in range(j.abreast):
+    for w in range(j.blocking.abreast):
         slices = max(slices, ceil_div(sweep_depth(&s[w]), j.blocking.kc))
     return slices
 
@@ -406,7 +405,7 @@ cdef void pack_pixels_task(void *job_, ptrdiff_t task, char *scratch) noexcept n
     cdef const fc_sweep *s = j.sweep
     cdef ptrdiff_t slices, slice_, block, g, depth, k0
     while True:
-        slices = sweep_slices(j, s - (s - j.sweep) % j.abreast)
+        slices = sweep_slices(j, s - (s - j.sweep) % j.blocking.abreast)
         if task < j.groups * sweep_blocks(j, s) * slices:
             break
         task -= j.groups * sweep_blocks(j, s) * slices
@@ -430,7 +429,7 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef ptrdiff_t mr = k.mr, nr = k.nr
     while task >= sweep_tasks(j, s):
         task -= sweep_tasks(j, s)
-        s += j.abreast
+        s += j.blocking.abreast
     cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), pixels = sweep_pixels(s)
     cdef ptrdiff_t blocks = sweep_blocks(j, s), slices = sweep_slices(j, s)
     cdef ptrdiff_t row0 = task % row_blocks * j.blocking.rows, row1 = min(row0 + j.blocking.rows, s.rows)
@@ -446,8 +445,8 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef const char *packed[2]
     cdef char *packed_pixels[2]
     cdef char *b
-    cdef PanelRuns *panel = <PanelRuns *>(scratch + j.abreast * j.b_size)
-    cdef char *tiles = scratch + j.abreast * j.b_size + j.runs_size
+    cdef PanelRuns *panel = <PanelRuns *>(scratch + j.blocking.abreast * j.b_size)
+    cdef char *tiles = scratch + j.blocking.abreast * j.b_size + j.runs_size
     cdef char *tile
     cdef ptrdiff_t[2] depth, k0, kc, b_stride  # of K, of a slice, of a panel of pixels
     cdef ptrdiff_t p, i, i0, i1, next_i, slice_
@@ -461,11 +460,11 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         q.count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q.cols, run), q.run)
         q.at = output_offset(s, q.run)
 
-    for w in range(j.abreast):
+    for w in range(j.blocking.abreast):
         depth[w] = sweep_depth(&s[w])
         packed[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w])) * es
     for slice_ in range(slices):
-        for w in range(j.abreast):
+        for w in range(j.blocking.abreast):
             k0[w] = depth[w] * slice_ // slices
             kc[w] = depth[w] * (slice_ + 1) // slices - k0[w]
             b_stride[w] = kc[w] * nr + PANEL_SLACK
@@ -478,14 +477,14 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             i1 = min(i0 + j.blocking.held, row1)
             for p in range(panels):
                 q = panel + p
-                for w in range(j.abreast):
+                for w in range(j.blocking.abreast):
                     a = packed[w] + k0[w] * mr * es
                     b = packed_pixels[w] + p * b_stride[w] * es
                     for i from i0 <= i < i1 by mr:
                         rows = <int>min(mr, row1 - i)
                         next_i = i + mr if i + mr < i1 or p == panels - 1 else i0
                         row_bias = NULL if bias == NULL or slice_ > 0 else bias + i * es
-                        if j.abreast == 1:
+                        if j.blocking.abreast == 1:
                             sweep_tile(j, s, q, i, rows, kc[0], a + i * depth[0] * es,
                                        a + next_i * depth[0] * es, b, slice_ == 0, slice_ == slices - 1, row_bias,
                                        residual, out, tiles)
@@ -504,20 +503,20 @@ cdef int run_sweeps(SweepJob *j, double flops) except -1:
     cdef int i, threads = threads_for(flops)
     j.pixels_size = 0
     for i in range(j.sweeps):
-        slices = sweep_slices(j, &j.sweep[i - i % j.abreast])
+        slices = sweep_slices(j, &j.sweep[i - i % j.blocking.abreast])
         shared_tasks += j.groups * sweep_blocks(j, &j.sweep[i]) * slices
         depth = max(depth, sweep_depth(&j.sweep[i]))
         j.pixels_size = max(j.pixels_size, aligned(sweep_blocks(j, &j.sweep[i]) * j.blocking.panels * j.es
                                                    * (sweep_depth(&j.sweep[i]) * j.k.nr + slices * PANEL_SLACK)))
-    for i from 0 <= i < j.sweeps by j.abreast:
+    for i from 0 <= i < j.sweeps by j.blocking.abreast:
         tasks += sweep_tasks(j, &j.sweep[i])
     shared = j.sweeps * j.groups * j.pixels_size
     if j.blocking.rows >= j.sweep.rows or shared > SHARED_PIXELS:
         shared = 0
     j.b_size = aligned((min(j.blocking.kc, depth) * j.k.nr + PANEL_SLACK) * j.blocking.panels * j.es)
     j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
-    scratch = j.abreast * j.b_size + j.runs_size
-    scratch += aligned((j.k.mr + (j.blocking.held if j.abreast == 2 else 0)) * j.k.nr * j.es)
+    scratch = j.blocking.abreast * j.b_size + j.runs_size
+    scratch += aligned((j.k.mr + (j.blocking.held if j.blocking.abreast == 2 else 0)) * j.k.nr * j.es)
     cdef Arena arena = lease(packed + shared + threads * scratch)
     cdef char *memory = <char *>arena.memory
     j.pixels = memory + packed if shared else NULL
@@ -537,7 +536,7 @@ cdef SweepJob output_sweep(ConvPlan plan, const char *weight, char *packed) noex
     cdef SweepJob job
     memset(&job, 0, sizeof(job))
     job.k, job.es, job.groups, job.blocking = plan.k, plan.es, plan.groups, plan.output_blocking
-    job.sweep, job.sweeps, job.abreast, job.direct_rows = &plan.output, 1, 1, plan.direct_rows
+    job.sweep, job.sweeps, job.direct_rows = &plan.output, 1, plan.direct_rows
     job.weight, job.packed = weight, packed
     job.group_stride, job.row_stride, job.channel_stride = plan.oc * plan.ic * plan.taps, plan.ic * plan.taps, plan.taps
     return job
@@ -547,7 +546,7 @@ cdef SweepJob gradient_sweeps(ConvPlan plan, const char *weight, char *packed) n
     """The job of an input gradient, without its other arrays."""
     cdef SweepJob job = output_sweep(plan, weight, packed)
     job.blocking = plan.gradient_blocking
-    job.sweep, job.sweeps, job.abreast = plan.gradient, plan.gradients, plan.gradients_abreast
+    job.sweep, job.sweeps = plan.gradient, plan.gradients
     job.direct_rows = plan.direct_gradient_rows
     job.row_stride, job.channel_stride = job.channel_stride, job.row_stride
     return job

@@ -40,7 +40,7 @@ cdef struct WinogradJob:
     kernels_t k
     size_t es
     Winograd w
-    ptrdiff_t m, points, group, groups
+    ptrdiff_t points, group, groups
     ptrdiff_t n, channels, rows  # of a group: summed over, computed
     ptrdiff_t taps  # planes of a filter
     ptrdiff_t in_d, in_h, in_w, out_d, out_h, out_w, pad_d, pad_h, pad_w
@@ -106,8 +106,8 @@ cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image 
     """Image, plane and first output pixel of a patch; the residues of a dilation are neighbouring patches."""
     cdef ptrdiff_t w = patch % j.dilation[1], rest = patch // j.dilation[1], h = rest % j.dilation[0]
     rest //= j.dilation[0]
-    image.row = h + rest // j.patches_w % j.patches_h * j.w.tiles_h * j.m * j.dilation[0]
-    image.col = w + rest % j.patches_w * j.w.tiles_w * j.m * j.dilation[1]
+    image.row = h + rest // j.patches_w % j.patches_h * j.w.tiles_h * j.w.m * j.dilation[0]
+    image.col = w + rest % j.patches_w * j.w.tiles_w * j.w.m * j.dilation[1]
     image.step[0], image.step[1] = j.dilation[0], j.dilation[1]
     rest //= j.patches_h * j.patches_w
     n[0], d[0] = rest // j.patches_d, rest % j.patches_d * j.w.planes
@@ -118,7 +118,7 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks // j.planes_in, n, d, c
     cdef ptrdiff_t i = task // chunks % j.planes_in, plane = j.in_h * j.in_w
-    cdef int rows = <int>(j.w.tiles_h * j.m + j.w.r - 1), cols = <int>(j.w.tiles_w * j.m + j.w.r - 1)
+    cdef int rows = <int>(j.w.tiles_h * j.w.m + j.w.r - 1), cols = <int>(j.w.tiles_w * j.w.m + j.w.r - 1)
     cdef fc_image image
     patch_position(j, j.patch0 + patch, &image, &n, &d)
     d += i - j.pad_d
@@ -129,7 +129,7 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.channels - c)
         j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.in_d + d) * plane * j.es, rows,
                        cols, scratch)
-        j.k.winograd_input(<int>(j.m + j.w.r - 1), <int>j.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
+        j.k.winograd_input(<int>(j.w.m + j.w.r - 1), <int>j.w.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
                            j.v + ((patch * j.v_tiles + i * j.tiles) * j.v_stride + c * j.v_channel) * j.es, j.v_plane,
                            j.v_stride)
 
@@ -177,7 +177,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef ptrdiff_t panel = task // blocks, row0 = panel * j.width, cols = min(j.width, whole_lanes(j, j.rows - row0))
     cdef ptrdiff_t tiles = (patch1 - patch0) * j.patch_tiles
     cdef ptrdiff_t c, i, col, n, d, at, patch
-    cdef int height = <int>(j.w.tiles_h * j.m), width = <int>(j.w.tiles_w * j.m)
+    cdef int height = <int>(j.w.tiles_h * j.w.m), width = <int>(j.w.tiles_w * j.w.m)
     cdef fc_image image
     cdef char *residual = scratch + j.patch_size
     cdef char *products = residual + (0 if j.residual == NULL else j.patch_size)
@@ -217,12 +217,12 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
 
 
 cdef void plan_patches(WinogradJob *j) noexcept nogil:
-    j.points = (j.m + j.w.r - 1) * (j.m + j.w.r - 1)
+    j.points = (j.w.m + j.w.r - 1) * (j.w.m + j.w.r - 1)
     j.tiles, j.planes_in = j.w.tiles_h * j.w.tiles_w, j.w.planes + j.taps - 1
     j.patch_tiles, j.v_tiles = j.w.planes * j.tiles, j.planes_in * j.tiles
     j.patches_d = ceil_div(j.out_d, j.w.planes)
-    j.patches_h = ceil_div(ceil_div(j.out_h, j.dilation[0]), j.w.tiles_h * j.m)
-    j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.w.tiles_w * j.m)
+    j.patches_h = ceil_div(ceil_div(j.out_h, j.dilation[0]), j.w.tiles_h * j.w.m)
+    j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.w.tiles_w * j.w.m)
     j.patches = j.n * j.patches_d * j.dilation[0] * j.dilation[1] * j.patches_h * j.patches_w
     j.w.block_patches = min(j.w.block_patches, j.patches)
     j.v_stride, j.v_channel = whole_lanes(j, j.channels), 1
@@ -230,13 +230,12 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.chunk = CHANNELS
     j.line = max(<ptrdiff_t>j.k.lanes, <ptrdiff_t>(64 // j.es))
     j.width = whole_lanes(j, ceil_div(j.rows, ceil_div(j.rows, j.k.nr)))
-    j.patch_size = aligned((j.w.tiles_h * j.m + j.w.r - 1) * (j.w.tiles_w * j.m + j.w.r - 1) * j.k.lanes * j.es)
+    j.patch_size = aligned((j.w.tiles_h * j.w.m + j.w.r - 1) * (j.w.tiles_w * j.w.m + j.w.r - 1) * j.k.lanes * j.es)
     j.finite = 1
 
 
 cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
     """Whether filters are transformed by the task that uses them, and where they lie."""
-    j.m = 4 if j.w.r == 3 else 3
     plan_patches(j)
     j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches)
     j.fused = j.used_once and not packed
@@ -359,7 +358,7 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
     cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks // j.w.planes, n, d, c
     cdef ptrdiff_t i = task // chunks % j.w.planes, tile = patch * j.patch_tiles + i * j.tiles
     cdef ptrdiff_t plane = j.out_h * j.out_w
-    cdef int rows = <int>(j.w.tiles_h * j.m), cols = <int>(j.w.tiles_w * j.m)
+    cdef int rows = <int>(j.w.tiles_h * j.w.m), cols = <int>(j.w.tiles_w * j.w.m)
     cdef fc_image image
     patch_position(j, j.patch0 + patch, &image, &n, &d)
     d += i
@@ -368,7 +367,7 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.rows - c)
         j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.out_d + d) * plane * j.es, rows, cols,
                        scratch)
-        j.k.winograd_gradient(<int>j.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
+        j.k.winograd_gradient(<int>j.w.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
                               j.d + ((c // j.width * j.w.block_patches * j.patch_tiles + tile) * j.k.nr + c % j.width)
                               * j.es,
                               j.d_plane, j.k.nr)
@@ -442,7 +441,6 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, c
     j.pad_d, j.pad_h, j.pad_w = plan.pad[0], plan.pad[1], plan.pad[2]
     j.x, j.y = x, <char *>grad_output
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
-    j.m = 7 - j.w.r
     plan_patches(&j)
     j.v_stride, j.v_channel = j.k.lanes, j.w.block_patches * j.v_tiles
     chunks, panels = ceil_div(j.channels, j.chunk), ceil_div(j.rows, j.k.nr)
