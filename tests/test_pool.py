@@ -59,6 +59,8 @@ CASES = [
     Case("kernel 1x7", (2, 2, 5, 40), (1, 7), {"stride": 1, "padding": (0, 3)}),
     Case("kernel 7x1", (2, 2, 20, 5), (7, 1), {"stride": 1, "padding": (3, 0)}),
     Case("kernel 5x5 stride 1, padded", (1, 3, 13, 13), 5, {"stride": 1, "padding": 2}),
+    Case("5x5 stride 2, padded", (1, 3, 13, 37), 5, {"stride": 2, "padding": 2}),
+    Case("2x5 stride by dimension", (2, 3, 9, 21), (2, 5), {"stride": (1, 2), "padding": (0, 1)}),
     Case("window of more than 256", (1, 2, 19, 20), 17, {"stride": 1}),
     Case("the whole image", (2, 5, 7, 7), 7),
     *[
