@@ -164,7 +164,7 @@ cdef inline ptrdiff_t summed_together(const WinogradJob *j, ptrdiff_t n) noexcep
 
     Of n numbers, summed b at a time, the rounding error grows as sqrt(b) and sqrt(n / b) instead of sqrt(n).
     """
-    return whole_lanes(j, ceil_div(n, ceil_div(n, SUMMED if j.points == 36 else SUMMED // 2)))
+    return whole_lanes(j, ceil_div(n, ceil_div(n, SUMMED if j.w.r == 3 else SUMMED // 2)))
 
 
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
