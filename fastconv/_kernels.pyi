@@ -18,7 +18,7 @@ ISAS: tuple[str, ...]
 
 class ConvPlan:
     flops: float
-    blocking: tuple[tuple[int, int, int, int], tuple[int, int, int, int], tuple[int, int, int, int]]
+    blocking: tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int, int]]
     def __init__(
         self,
         type: TypeChar,
@@ -33,10 +33,10 @@ class ConvPlan:
         stride: Size,
         dilation: Size,
         pad: Size,
-        output_blocking: tuple[int, int, int, int],
-        gradient_blocking: tuple[int, int, int, int],
+        output_blocking: tuple[int, int, int, int, int],
+        gradient_blocking: tuple[int, int, int, int, int],
         weight_blocking: tuple[int, int, int, int],
-        winograd: tuple[tuple[int, int, int, int, int] | None, ...] = (None, None, None),
+        winograd: tuple[tuple[int, int, int, int, int, int, int] | None, ...] = (None, None, None),
         direct: tuple[int, int, int] = (0, 0, 0),
     ) -> None: ...
 
@@ -90,7 +90,7 @@ def linear_weight_gradient(
     grad_output: Real, x: Real, grad_weight: Real, grad_bias: Real | None, rows: int
 ) -> None: ...
 def max_pool(plan: PoolPlan, x: Real, y: Real, index: NDArray[int64] | None) -> None: ...
-def max_pool_backward(plan: PoolPlan, g: Real, index: NDArray[int64], gx: Real) -> int: ...
+def max_pool_backward(plan: PoolPlan, g: Real, index: NDArray[int64], gx: Real, keep: bool = True) -> int: ...
 def avg_pool(plan: PoolPlan, x: Real, y: Real) -> None: ...
 def avg_pool_backward(plan: PoolPlan, g: Real, gx: Real) -> None: ...
 def unfold(

@@ -4,7 +4,7 @@ Costs are cycles of one core on data in cache, counted in vector operations:
 
     gemm      Mp * K * N / lanes / 2             multiply-adds, two a cycle; Mp = M rounded up to what the tile computes
               + PACK * K * N / lanes             each packed pixel is loaded and stored once
-              + WEIGHT * K * M                   each weight too, one by one
+              + WEIGHT * K * M                   each weight too
               + (FIND * taps + TILE * M / mr) * N / nr    the masks of a panel; a call of the micro-kernel
     direct    M * K * N' / lanes * load(M)       unpacked lanes cross cache lines; N' = whole vectors, of each row or
                                                  running on through the padding between rows
@@ -214,7 +214,7 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
 
     A plane of a patch has about 32 tiles, up to 16 in a row; where planes are summed a patch is a task.  A block's
     transformed tiles stay in the third-level cache between the phases, and a task's products in the second-level one.
-    Where one task can take all tiles, it transforms its filters itself, and these never leave its caches.
+    Where one task can take all tiles of several panels of filters, it transforms these itself, unless they are packed.
     """
     ic, oc = (_whole(c // g.groups, tile.lanes) for c in (g.ic, g.oc))
     size, channels = (g.in_size, oc) if name == "input_gradient" else (g.out_size, ic)
@@ -231,8 +231,8 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
     block = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
     task = 1 if deep else max(1, min(block, TASK_TILES // tiles))
-    patches = g.n * math.prod(g.dilation) * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
-    once = patches * tiles <= min(TASK_ELEMENTS // tile.nr, MAX_TRANSFORMED // tile_bytes)
+    patches = g.n * size[0] * math.prod(g.dilation) * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
+    once = 0 < patches * tiles <= min(TASK_ELEMENTS // tile.nr, MAX_TRANSFORMED // tile_bytes)
     if once and not deep and (ic if name == "input_gradient" else oc) >= TASK_PANELS * tile.nr:
         block = task = patches
     return g.kernel[2], m, planes, patch_h, patch_w, max(block // task, 1) * task, task

@@ -1471,7 +1471,7 @@ def _adaptive_max_pool_backward(
     target = _target(function, "out", out, input_shape, grad_output.dtype)
     if target.size:
         if call.even is not None:
-            outside = _kernels.max_pool_backward(call.even.plan, grad_output, _native(indices), target)
+            outside = _kernels.max_pool_backward(call.even.plan, grad_output, _native(indices), target, target is out)
         else:
             outside = _kernels.uneven_pool_backward(grad_output, _native(indices), target, *call.sizes)
         if outside:

@@ -31,7 +31,7 @@ GEMM.
 
 cdef enum:
     CHANNELS = 64  # a task of the transforms, whole vectors
-    SUMMED = 128  # products, at most, that are summed in registers; on 49 points, which round more, half as many
+    SUMMED = 128  # products, at most, that are summed in registers; for 5x5 filters, which round more, half as many
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 

@@ -2,7 +2,8 @@
 
 Forward tasks are stretches of output rows, backward tasks are whole planes: overlapping windows of a plane add into one
 another, planes never do, so there are no atomics and the order of every sum is fixed.  The indices of a maximum are all
-checked before a gradient that the caller gave is touched; those of a new one just before they are used.
+checked before a gradient that the caller gave is touched; those of a new one, unless channels come last, just before
+they are used.
 
 With the channels last, tasks are stretches of pixel rows, of the output or of a mean's gradient; what one window covers
 is a single column of pixels, shared out by channels, and so is a maximum's gradient.

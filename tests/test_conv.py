@@ -81,6 +81,8 @@ CASES = [
     Case("oc past a block", (1, 3, 5, 5), (131, 3, 3, 3), {"padding": 1}),
     Case("ic past a block", (1, 131, 5, 5), (3, 131, 3, 3), {"padding": 1}),
     Case("oc of many panels, all tiles in one task", (2, 3, 5, 9), (387, 3, 3, 3), {"padding": 1}),
+    Case("oc of many panels, no image", (0, 3, 5, 9), (387, 3, 3, 3), {"padding": 1}),
+    Case("planes of a volume, flat filters of many panels", (1, 2, 5, 6, 7), (387, 2, 1, 3, 3), {"padding": (0, 1, 1)}),
     Case("ic of many panels, all tiles in one task", (2, 387, 5, 9), (3, 387, 3, 3), {"padding": 1}),
     Case("blocks of rows that share pixels, groups, slices", (1, 900, 3, 5), (262, 450, 1, 1), {"groups": 2}),
     Case("the same of the gradient's residues", (1, 131, 4, 6), (450, 131, 3, 3), {"stride": 2, "padding": 1}),

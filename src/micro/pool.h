@@ -1,7 +1,8 @@
 /* Pooling: y[o] = max or mean of x over a window, one output row at a time, lanes along w.
  *
- * Windows are separable.  A row of columns is reduced first, whole vectors at a time, into a line with room for the
- * padding; then each output reduces its columns, at (w + lane) * step: contiguous vectors and an even/odd deinterleave.
+ * Windows are separable.  A row of columns is reduced first, whole vectors at a time, in registers where windows are of
+ * the usual widths, or else into a line with room for the padding; then each output reduces its columns, at
+ * (w + lane) * step: contiguous vectors and an even/odd deinterleave.
  *
  *     x rows of the window      x x x x x x x x x x x x x x
  *                               x x x x x x x x x x x x x x
@@ -11,8 +12,7 @@
  *   max    the first maximum wins; a NaN wins over everything, and the last NaN of a window over the others
  *   mean   rows are added in order, then columns, and the sum is divided once: NaN and Inf stay in their windows
  *
- * Backwards, a maximum's gradient is scattered to its index, once every index is known to lie in its window: nothing is
- * written before.  A mean's is gathered: columns of a line add the shares of their windows, then rows add the line.
+ * Backwards, a maximum's gradient is scattered to its index, once this is known to lie in its window.  A mean's is gathered: columns of a line add the shares of their windows, then rows add the line.
  * Planes that one window covers have no rows: they are reduced or filled as the contiguous elements that they are. */
 
 #define line_values FC_LOCAL(line_values)
