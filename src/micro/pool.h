@@ -12,7 +12,8 @@
  *   max    the first maximum wins; a NaN wins over everything, and the last NaN of a window over the others
  *   mean   rows are added in order, then columns, and the sum is divided once: NaN and Inf stay in their windows
  *
- * Backwards, a maximum's gradient is scattered to its index, once this is known to lie in its window.  A mean's is gathered: columns of a line add the shares of their windows, then rows add the line.
+ * Backwards, a maximum's gradient is scattered to its index, once this is known to lie in its window.  A mean's is
+ * gathered: columns of a line add the shares of their windows, then rows add the line.
  * Planes that one window covers have no rows: they are reduced or filled as the contiguous elements that they are. */
 
 #define line_values FC_LOCAL(line_values)
