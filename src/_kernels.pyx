@@ -147,10 +147,10 @@ cdef extern from "micro.h" nogil:
         void (*softmax_backward)(ptrdiff_t, const void *, const void *, void *, int) noexcept nogil
         void (*moments)(ptrdiff_t, ptrdiff_t, ptrdiff_t, const void *, const void *, double, double *) noexcept nogil
         void (*affine)(ptrdiff_t, const void *, const void *, const double *, void *) noexcept nogil
-        void (*max_pool_row)(const fc_pool_row *, void *, int64_t *) noexcept nogil
+        void (*max_pool_rows)(const fc_pool_row *, ptrdiff_t, void *, int64_t *) noexcept nogil
         ptrdiff_t (*max_pool_check)(const fc_pool_windows *, ptrdiff_t, const int64_t *) noexcept nogil
         void (*max_pool_scatter)(ptrdiff_t, ptrdiff_t, const void *, const int64_t *, ptrdiff_t, void *) noexcept nogil
-        void (*avg_pool_row)(const fc_pool_row *, void *) noexcept nogil
+        void (*avg_pool_rows)(const fc_pool_row *, ptrdiff_t, void *) noexcept nogil
         void (*avg_pool_spread)(const fc_pool_row *, const void *, void *) noexcept nogil
         void (*max_pool_planes)(const fc_pool_row *, ptrdiff_t, void *, int64_t *) noexcept nogil
         void (*avg_pool_planes)(const fc_pool_row *, ptrdiff_t, void *) noexcept nogil

@@ -90,7 +90,7 @@ cdef void pool_job(PoolPlan plan, PoolJob *j):
     fc_set3(row.pad_after, plan.pad_after[0], plan.pad_after[1], plan.pad_after[2])
     fc_set3(j.stride, plan.stride[0], plan.stride[1], plan.stride[2])
     fc_set3(j.pad, plan.pad[0], plan.pad[1], plan.pad[2])
-    row.step, row.out = plan.stride[2], plan.out[2]
+    row.step, row.out, row.stride[1] = plan.stride[2], plan.out[2], plan.stride[1]
     row.count_include_pad, row.divisor = plan.count_include_pad, plan.divisor
     # The line of a row: taps that no output finds inside the image are skipped, and so is their padding.
     cdef ptrdiff_t lanes = j.k.lanes, before = plan.pad[2], dilation = plan.dilation[2]
@@ -118,7 +118,8 @@ cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: task_rows output rows, counted over all planes; a whole plane is one."""
     cdef PoolJob *j = <PoolJob *>job_
     cdef fc_pool_row row = j.row
-    cdef ptrdiff_t r = task * j.task_rows, plane = r // j.rows, at = r % j.rows
+    cdef ptrdiff_t r = task * j.task_rows, plane = r // j.rows, at = r % j.rows, count
+    cdef ptrdiff_t end = min(r + j.task_rows, j.planes * j.rows)
     row.line = scratch
     row.x = j.x + plane * j.in_plane * j.es
     if j.whole:
@@ -128,21 +129,18 @@ cdef void pool_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         else:
             j.k.avg_pool_planes(&row, at, j.y + r * j.es)
         return
-    pool_row(j, at, &row)
-    for r in range(r, min(r + j.task_rows, j.planes * j.rows)):
+    while r < end:  # the rows of one slice of a plane
+        count = min(end - r, j.out_h - at % j.out_h)
+        pool_row(j, at, &row)
         if j.maximum:
-            j.k.max_pool_row(&row, j.y + r * j.out_w * j.es, NULL if j.index == NULL else j.index + r * j.out_w)
+            j.k.max_pool_rows(&row, count, j.y + r * j.out_w * j.es, NULL if j.index == NULL else j.index + r * j.out_w)
         else:
-            j.k.avg_pool_row(&row, j.y + r * j.out_w * j.es)
-        at += 1
-        row.start[1] += j.stride[1]
-        if j.rows != j.out_h and at % j.out_h == 0:
-            row.start[0] += j.stride[0]
-            row.start[1] = -j.pad[1]
+            j.k.avg_pool_rows(&row, count, j.y + r * j.out_w * j.es)
+        r += count
+        at += count
         if at == j.rows:
             at = 0
             row.x = <const char *>row.x + j.in_plane * j.es
-            pool_row(j, 0, &row)
 
 
 cdef int run_pool(PoolPlan plan, bint maximum, ndarray x, ndarray y, ndarray index) except -1:

@@ -189,9 +189,9 @@ typedef struct {
                     double *sums);
     void (*affine)(ptrdiff_t n, const void *g, const void *x, const double *p, void *y);
 
-    /* One output row of a pool; see pool.h. */
-    void (*max_pool_row)(const fc_pool_row *p, void *y, int64_t *index);
-    void (*avg_pool_row)(const fc_pool_row *p, void *y);
+    /* Output rows of a pool below one another, `p` being the first; see pool.h. */
+    void (*max_pool_rows)(const fc_pool_row *p, ptrdiff_t count, void *y, int64_t *index);
+    void (*avg_pool_rows)(const fc_pool_row *p, ptrdiff_t count, void *y);
     /* How many of n indices lie outside their windows; gx[index] += g, n outputs a plane */
     ptrdiff_t (*max_pool_check)(const fc_pool_windows *p, ptrdiff_t n, const int64_t *index);
     void (*max_pool_scatter)(ptrdiff_t planes, ptrdiff_t n, const void *g, const int64_t *index, ptrdiff_t plane,

@@ -1,4 +1,4 @@
-/* Pooling: y[o] = max or mean of x over a window, one output row at a time, lanes along w.
+/* Pooling: y[o] = max or mean of x over a window, one output row after another, lanes along w.
  *
  * Windows are separable.  A row of columns is reduced first, whole vectors at a time, in registers where windows are of
  * the usual widths, or else into a line with room for the padding; then each output reduces its columns, at
@@ -215,7 +215,7 @@ FC_INLINE vec window_columns(const fc_pool_row *p, const int maximum, const ptrd
     const REAL *begin = p->x, *end = begin + p->in[0] * p->in[1] * p->in[2];
     const vec empty = maximum ? vec_splat(-FC_INFINITY) : (vec){0};
     const uint32_t bits = c >= 0 && c + FC_LANES <= p->in[2] ? FC_ALL : bits_range(-c, p->in[2] - c);
-    if (!bits) return empty;
+    if (!bits || !taps) return empty;
     vec v;
     if (row[0] + c >= begin && row[taps - 1] + c + FC_LANES <= end) { /* others' columns are read and dropped */
         v = vec_load(row[0] + c);
@@ -240,10 +240,10 @@ FC_INLINE void window_phases(const fc_pool_row *p, const int maximum, const ptrd
     }
 }
 
-/* Inlined with constants: windows `width` wide of `taps` rows */
-#define pool_windows FC_LOCAL(pool_windows)
-FC_INLINE void pool_windows(const fc_pool_row *p, const int maximum, const ptrdiff_t taps, const REAL *const *row,
-                            const ptrdiff_t step, const int width, REAL *y) {
+/* Inlined with constants: an output row of windows `width` wide of `taps` rows */
+#define pool_window_row FC_LOCAL(pool_window_row)
+FC_INLINE void pool_window_row(const fc_pool_row *p, const int maximum, const ptrdiff_t taps, const REAL *const *row,
+                               const ptrdiff_t step, const int width, REAL *y) {
     const ptrdiff_t dh = window_extent(p, 0, p->start[0]) * window_extent(p, 1, p->start[1]);
     vec now[2] = {{0}}, next[2] = {{0}};
     window_phases(p, maximum, taps, row, step, -p->before, now);
@@ -262,30 +262,35 @@ FC_INLINE void pool_windows(const fc_pool_row *p, const int maximum, const ptrdi
     }
 }
 
+/* Output rows below one another */
+#define pool_windows FC_LOCAL(pool_windows)
+FC_INLINE void pool_windows(fc_pool_row p, ptrdiff_t rows, const int maximum, const ptrdiff_t step, const int width,
+                            REAL *y) {
+    ptrdiff_t d0, d1, h0, h1;
+    clip_taps(&p, 0, &d0, &d1);
+    for (; rows > 0; rows--, y += p.out, p.start[1] += p.stride[1]) {
+        clip_taps(&p, 1, &h0, &h1);
+        const REAL *from = (const REAL *)p.x + (p.start[0] * p.in[1] + p.start[1]) * p.in[2], *row[FC_MAX_TAPS];
+        int taps = 0;
+        for (ptrdiff_t kd = d0; kd < d1; kd++)
+            for (ptrdiff_t kh = h0; kh < h1; kh++)
+                row[taps++] = from + (kd * p.dilation[0] * p.in[1] + kh * p.dilation[1]) * p.in[2];
+        if (taps == width)
+            pool_window_row(&p, maximum, width, row, step, width, y);
+        else
+            pool_window_row(&p, maximum, taps, row, step, width, y);
+    }
+}
+
 /* Returns whether the windows are such */
 #define pool_in_registers FC_LOCAL(pool_in_registers)
-FC_INLINE int pool_in_registers(const fc_pool_row *p, const int maximum, REAL *y) {
-    ptrdiff_t d0, d1, h0, h1;
+FC_INLINE int pool_in_registers(const fc_pool_row *p, ptrdiff_t rows, const int maximum, REAL *y) {
     const ptrdiff_t width = p->kernel[2];
     if (p->dilation[2] != 1 || p->step > 2 || (width - 1) / p->step > FC_LANES) return 0;
-    clip_taps(p, 0, &d0, &d1);
-    clip_taps(p, 1, &h0, &h1);
-    const ptrdiff_t taps = (d1 - d0) * (h1 - h0);
-    if (d0 >= d1 || h0 >= h1 || taps > FC_MAX_TAPS) return 0;
-    const REAL *from = (const REAL *)p->x + (p->start[0] * p->in[1] + p->start[1]) * p->in[2];
-    const REAL *row[FC_MAX_TAPS];
-    int t = 0;
-    for (ptrdiff_t kd = d0; kd < d1; kd++)
-        for (ptrdiff_t kh = h0; kh < h1; kh++)
-            row[t++] = from + (kd * p->dilation[0] * p->in[1] + kh * p->dilation[1]) * p->in[2];
+    if (p->kernel[0] * p->kernel[1] > FC_MAX_TAPS) return 0;
     switch (width * 2 + p->step) {
 #define FC_CASE(w, s) \
-    case w * 2 + s: \
-        if (taps == w) \
-            pool_windows(p, maximum, w, row, s, w, y); \
-        else \
-            pool_windows(p, maximum, taps, row, s, w, y); \
-        return 1;
+    case w * 2 + s: pool_windows(*p, rows, maximum, s, w, y); return 1;
         FC_CASE(2, 1)
         FC_CASE(2, 2)
         FC_CASE(3, 1)
@@ -340,23 +345,29 @@ FC_INLINE void max_columns_indexed(const fc_pool_row *p, const ptrdiff_t step, R
     }
 }
 
-static void FC_KERNEL(max_pool_row)(const fc_pool_row *p, void *y, int64_t *index) {
-    if (index) {
-        reduce_rows(p, 1, 1);
-        if (p->step == 1)
-            max_columns_indexed(p, 1, y, index);
-        else if (p->step == 2)
-            max_columns_indexed(p, 2, y, index);
-        else
-            max_columns_indexed(p, p->step, y, index);
-    } else if (!pool_in_registers(p, 1, y)) {
-        reduce_rows(p, 1, 0);
-        if (p->step == 1)
-            max_columns(p, 1, y);
-        else if (p->step == 2)
-            max_columns(p, 2, y);
-        else
-            max_columns(p, p->step, y);
+static void FC_KERNEL(max_pool_rows)(const fc_pool_row *rows, ptrdiff_t count, void *y_, int64_t *index) {
+    fc_pool_row p = *rows;
+    REAL *y = y_;
+    if (!index && pool_in_registers(&p, count, 1, y)) return;
+    for (; count > 0; count--, y += p.out, p.start[1] += p.stride[1]) {
+        if (index) {
+            reduce_rows(&p, 1, 1);
+            if (p.step == 1)
+                max_columns_indexed(&p, 1, y, index);
+            else if (p.step == 2)
+                max_columns_indexed(&p, 2, y, index);
+            else
+                max_columns_indexed(&p, p.step, y, index);
+            index += p.out;
+        } else {
+            reduce_rows(&p, 1, 0);
+            if (p.step == 1)
+                max_columns(&p, 1, y);
+            else if (p.step == 2)
+                max_columns(&p, 2, y);
+            else
+                max_columns(&p, p.step, y);
+        }
     }
 }
 
@@ -461,15 +472,19 @@ FC_INLINE void mean_columns(const fc_pool_row *p, const ptrdiff_t step, REAL *y)
     }
 }
 
-static void FC_KERNEL(avg_pool_row)(const fc_pool_row *p, void *y) {
-    if (pool_in_registers(p, 0, y)) return;
-    reduce_rows(p, 0, 0);
-    if (p->step == 1)
-        mean_columns(p, 1, y);
-    else if (p->step == 2)
-        mean_columns(p, 2, y);
-    else
-        mean_columns(p, p->step, y);
+static void FC_KERNEL(avg_pool_rows)(const fc_pool_row *rows, ptrdiff_t count, void *y_) {
+    fc_pool_row p = *rows;
+    REAL *y = y_;
+    if (pool_in_registers(&p, count, 0, y)) return;
+    for (; count > 0; count--, y += p.out, p.start[1] += p.stride[1]) {
+        reduce_rows(&p, 0, 0);
+        if (p.step == 1)
+            mean_columns(&p, 1, y);
+        else if (p.step == 2)
+            mean_columns(&p, 2, y);
+        else
+            mean_columns(&p, p.step, y);
+    }
 }
 
 /* line[t * step + phase] = the sum of the shares of outputs t - m, whose windows have that column at tap m * step + phase;
