@@ -81,11 +81,9 @@ cdef extern from "micro.h" nogil:
         ptrdiff_t *in_ "in"
         ptrdiff_t *out
         ptrdiff_t *kernel
-        ptrdiff_t step, weight_step, top, left, first, last
-        const void *zeros
-        int outermost
-        ptrdiff_t masks
-        const uint32_t *bits
+        ptrdiff_t step, weight_step, top, left, first, last, band_rows, band_cols, pitch
+        void *band
+        const void *end
 
     ctypedef struct fc_pool_windows:
         uint32_t plane, base
@@ -178,7 +176,6 @@ cdef extern from "micro.h" nogil:
         void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
                            const ptrdiff_t *,
                            void *) noexcept nogil
-        void (*plane_masks)(const fc_plane *, uint32_t *) noexcept nogil
         void (*depthwise)(const fc_plane *, const void *, const void *, const void *, const fc_finish *,
                           void *) noexcept nogil
         void (*depthwise_spread)(const fc_plane *, const void *, const void *, void *) noexcept nogil

@@ -10,7 +10,8 @@ pixels are not packed.  A task owns some output rows of one image and group:
 In the weight gradient lanes are pixels and every (oc, ic, tap) is a dot product, taken for up to nine taps at a time; a
 task owns a group and a fixed share of the images.
 
-Where a group has one input channel (depthwise), filters of up to seven rows need no copies: see micro/depthwise.h.
+Where a group has one input channel (depthwise), filters of up to seven rows have kernels of their own: see
+micro/depthwise.h.
 """
 
 cdef enum:
@@ -178,7 +179,9 @@ cdef ptrdiff_t image_shares(ConvPlan plan):
 
 cdef enum:
     DEPTHWISE_WORK = 4  # a multiply-add of these takes as long as so many of a matrix product
-    BESIDE = 64  # elements of the vectors that a tile reads beyond the columns of its windows
+    BAND_WIDTH = 512  # outputs of a row, at most, whose input is copied at once
+    BAND_BYTES = 4 << 10  # of the copy, which stays in L1
+    BAND_ROWS = 8  # that all tiles divide
 
 
 cdef struct DepthwiseJob:
@@ -195,6 +198,7 @@ cdef struct DepthwiseJob:
     int activation
     double slope
     bint spread
+    size_t band_size  # bytes of a thread's copy
     ptrdiff_t shares  # of the images, in a weight gradient
     size_t sums_size  # a thread's scratch there
 
@@ -214,25 +218,20 @@ cdef bint depthwise_plane(ConvPlan plan, fc_plane *p):
     return True
 
 
-cdef inline void depthwise_job(ConvPlan plan, ptrdiff_t rows, DepthwiseJob *j):
-    j.k, j.es, j.groups, j.rows, j.taps = plan.k, plan.es, plan.groups, rows, plan.taps
-    j.planes = plan.n * plan.groups
-
-
-cdef inline ptrdiff_t read_before(const fc_plane *p) noexcept nogil:
-    """Elements before a row that tiles may read."""
-    return BESIDE + p.kernel[1] + max(<ptrdiff_t>0, -p.left)
-
-
-cdef inline ptrdiff_t read_behind(const fc_plane *p) noexcept nogil:
-    """Elements behind a row that tiles may read."""
-    return BESIDE + p.kernel[1] + max(<ptrdiff_t>0, p.out[1] * p.step + p.left - p.in_[1])
-
-
-cdef inline bint is_outermost(const DepthwiseJob *j, const fc_plane *p, ptrdiff_t plane) noexcept nogil:
-    """Whether tiles might read beside all planes of x."""
-    cdef ptrdiff_t size = p.in_[0] * p.in_[1]
-    return plane * size < read_before(p) or (j.planes - 1 - plane) * size < read_behind(p)
+cdef void depthwise_job(ConvPlan plan, const char *x, ptrdiff_t rows, bint spread, DepthwiseJob *j):
+    """What all passes have in common, and the band: as many output rows, or pairs, as let the copy stay in L1."""
+    cdef fc_plane *p = &j.plane
+    cdef ptrdiff_t lanes = plan.k.lanes, step = 1 if spread else p.step, per = 2 if spread else 1, in_rows
+    j.k, j.es, j.groups, j.rows, j.taps, j.spread = plan.k, plan.es, plan.groups, rows, plan.taps, spread
+    j.planes, j.x = plan.n * plan.groups, x
+    p.end = x + j.planes * p.in_[0] * p.in_[1] * j.es
+    p.band_cols = p.out[1] // per + 1
+    p.band_cols = ceil_div(ceil_div(p.band_cols, ceil_div(p.band_cols, BAND_WIDTH)), lanes) * lanes
+    p.pitch = (ceil_div(p.band_cols + (p.kernel[1] - 1) // p.step, lanes) + 1) * lanes  # with what vectors spill
+    in_rows = BAND_BYTES // (step * p.pitch * j.es)
+    p.band_rows = max(<ptrdiff_t>1, min((in_rows - p.kernel[0]) // step // BAND_ROWS,
+                                        ceil_div(p.out[0] // per + 1, BAND_ROWS))) * BAND_ROWS
+    j.band_size = aligned((((p.band_rows - 1) * step + p.kernel[0]) * step * p.pitch + lanes) * j.es)
 
 
 cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -245,12 +244,12 @@ cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nog
     cdef const char *w
     cdef fc_finish finish
     finish.activation = finished_activation(j.activation)
+    p.band = scratch
     p.first = task % j.blocks * j.block_rows
     p.last = min(p.first + j.block_rows, p.out[0])
     count = (p.last - p.first) * p.out[1]
     for plane in range(plane0, min(plane0 + j.task_planes, j.planes)):
         x = j.x + plane * p.in_[0] * p.in_[1] * es
-        p.outermost = is_outermost(j, &p, plane)
         for i in range(j.rows):
             row = plane % j.groups * j.rows + i
             w = j.weight + (row * j.taps + (0 if p.weight_step > 0 else j.taps - 1)) * es
@@ -266,35 +265,17 @@ cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nog
                 j.k.epilogue(j.y + at * es, count, 1, <int>count, NULL, NULL, j.activation, j.slope)
 
 
-cdef inline size_t mask_bytes(DepthwiseJob *j):
-    j.plane.masks = ceil_div(j.plane.out[1], j.k.lanes) * j.plane.step
-    return aligned(j.plane.masks * j.plane.kernel[1] * sizeof(uint32_t))
-
-
-cdef inline size_t zeros_bytes(const DepthwiseJob *j) noexcept nogil:
-    return aligned((read_before(&j.plane) + j.plane.in_[1] + read_behind(&j.plane)) * j.es)
-
-
-cdef void fill_masks(DepthwiseJob *j, char *zeros, char *bits) noexcept nogil:
-    """What all planes share."""
-    memset(zeros, 0, zeros_bytes(j))
-    j.k.plane_masks(&j.plane, <uint32_t *>bits)
-    j.plane.zeros, j.plane.bits = zeros + read_before(&j.plane) * j.es, <uint32_t *>bits
-
-
 cdef int run_depthwise(DepthwiseJob *j, double flops) except -1:
     cdef fc_plane *p = &j.plane
-    cdef size_t zeros = zeros_bytes(j), bits = mask_bytes(j)
     cdef int threads = threads_for(DEPTHWISE_WORK * flops)
     j.blocks = 1 if j.spread else max(<ptrdiff_t>1, min(16 // j.planes, p.out[0] // 8))
     j.block_rows = ceil_div(ceil_div(p.out[0], j.blocks), 8) * 8
     j.blocks = ceil_div(p.out[0], j.block_rows)
     j.task_planes = max(<ptrdiff_t>1, min(8192 // (p.out[0] * p.out[1]), j.planes // 16))
-    cdef Arena arena = lease(zeros + bits)
-    cdef char *memory = <char *>arena.memory
+    cdef Arena arena = lease(threads * j.band_size)
     with nogil:
-        fill_masks(j, memory, memory + zeros)
-        run_flushed(depthwise_task, j, ceil_div(j.planes, j.task_planes) * j.blocks, threads, NULL, 0)
+        run_flushed(depthwise_task, j, ceil_div(j.planes, j.task_planes) * j.blocks, threads, <char *>arena.memory,
+                    j.band_size)
     release(arena)
     return 0
 
@@ -304,9 +285,9 @@ cdef int conv_depthwise_output(ConvPlan plan, const SweepJob *sweep) except -1:
     cdef DepthwiseJob j
     if not depthwise_plane(plan, &j.plane):
         return 0
-    depthwise_job(plan, plan.oc, &j)
-    j.x, j.weight, j.bias, j.residual, j.y = sweep.x, sweep.weight, sweep.bias, sweep.residual, sweep.out
-    j.activation, j.slope, j.spread = sweep.activation, sweep.slope, False
+    depthwise_job(plan, sweep.x, plan.oc, False, &j)
+    j.weight, j.bias, j.residual, j.y = sweep.weight, sweep.bias, sweep.residual, sweep.out
+    j.activation, j.slope = sweep.activation, sweep.slope
     run_depthwise(&j, plan.flops)
     return 1
 
@@ -320,9 +301,9 @@ cdef int conv_depthwise_input_gradient(ConvPlan plan, const SweepJob *sweep) exc
         return 0
     for i in range(2):
         p.in_[i], p.out[i] = plan.out[i + 1], plan.in_[i + 1]
-    depthwise_job(plan, 1, &j)
-    j.x, j.weight, j.bias, j.residual, j.y = sweep.x, sweep.weight, NULL, NULL, sweep.out
-    j.activation, j.slope, j.spread = 0, 0, p.step == 2
+    depthwise_job(plan, sweep.x, 1, p.step == 2, &j)
+    j.weight, j.bias, j.residual, j.y = sweep.weight, NULL, NULL, sweep.out
+    j.activation, j.slope = 0, 0
     if p.step == 1:
         p.weight_step, p.top, p.left = -1, 1 - p.kernel[0] - p.top, 1 - p.kernel[1] - p.left
     run_depthwise(&j, plan.flops)
@@ -335,10 +316,10 @@ cdef void depthwise_weights_task(void *job_, ptrdiff_t task, char *scratch) noex
     cdef size_t es = j.es
     cdef fc_plane p = j.plane
     cdef ptrdiff_t g = task % j.groups, share = task // j.groups, images = j.planes // j.groups, n, i, tap
+    p.band = scratch + j.sums_size
     for i in range(j.rows):
         memset(scratch, 0, j.sums_size)
         for n in range(images * share // j.shares, images * (share + 1) // j.shares):
-            p.outermost = is_outermost(j, &p, n * j.groups + g)
             j.k.depthwise_dot(&p, j.x + (n * j.groups + g) * p.in_[0] * p.in_[1] * es,
                               j.weight + ((n * j.groups + g) * j.rows + i) * p.out[0] * p.out[1] * es, scratch)
         for tap in range(j.taps):
@@ -354,18 +335,16 @@ cdef int conv_depthwise_weight_gradient(ConvPlan plan, const char *grad_output, 
     cdef ptrdiff_t weights = plan.groups * plan.oc * plan.taps
     if not depthwise_plane(plan, &j.plane):
         return 0
-    depthwise_job(plan, plan.oc, &j)
-    j.x, j.weight = x, grad_output
+    depthwise_job(plan, x, plan.oc, False, &j)
+    j.weight = grad_output
     j.plane.first, j.plane.last = 0, j.plane.out[0]
     j.shares = image_shares(plan)
     j.sums_size = aligned(plan.taps * j.k.lanes * j.es)
-    cdef size_t zeros = zeros_bytes(&j), bits = mask_bytes(&j)
-    cdef size_t partial = aligned(j.shares * weights * j.es)
-    cdef Arena arena = lease(partial + zeros + bits + threads * j.sums_size)
+    cdef size_t partial = aligned(j.shares * weights * j.es), scratch = j.sums_size + j.band_size
+    cdef Arena arena = lease(partial + threads * scratch)
     j.y = <char *>arena.memory
     with nogil:
-        fill_masks(&j, j.y + partial, j.y + partial + zeros)
-        run_flushed(depthwise_weights_task, &j, j.groups * j.shares, threads, j.y + partial + zeros + bits, j.sums_size)
+        run_flushed(depthwise_weights_task, &j, j.groups * j.shares, threads, j.y + partial, scratch)
         pairwise(j.k, j.es, j.y, weights, j.shares, weights)
         memcpy(grad_weight, j.y, weights * j.es)
     release(arena)

@@ -157,6 +157,15 @@ CASES = [
     Case(
         "depthwise signals, stride 2", (2, 3, 1, 50), (3, 1, 1, 4), {"groups": 3, "stride": (1, 2), "padding": (0, 2)}
     ),
+    Case("depthwise signals longer than a band", (1, 2, 1, 1100), (2, 1, 1, 5), {"groups": 2, "padding": (0, 2)}),
+    Case("depthwise signals longer than a band, stride 2", (1, 2, 1, 2190), (4, 1, 1, 2), {"groups": 2, "stride": 2}),
+    Case("depthwise, rows longer than a band", (1, 2, 5, 1070), (2, 1, 3, 3), {"groups": 2, "padding": 1}),
+    Case(
+        "depthwise, rows longer than a band, stride 2",
+        (1, 2, 5, 2101),
+        (2, 1, 3, 5),
+        {"groups": 2, "stride": 2, "padding": 2},
+    ),
     Case("signals as 1xW", (2, 4, 1, 53), (6, 4, 1, 5), {"padding": (0, 2)}),
     Case("signals as Hx1", (2, 4, 53, 1), (6, 4, 5, 1), {"padding": (2, 0)}),
     Case("no image", (0, 3, 6, 6), (4, 3, 3, 3)),

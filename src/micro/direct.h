@@ -106,40 +106,69 @@ static void FC_KERNEL(direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const 
     }
 }
 
-/* Inlined with a constant step; whole vectors, ascending: what one spills, the next row overwrites, and the last row
- * spills into the slack behind its phase. */
-#define copy_row FC_LOCAL(copy_row)
-FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, const ptrdiff_t step,
-                        ptrdiff_t pitch, REAL *dst, ptrdiff_t phase) {
-    enum { AHEAD = 4096 / FC_REAL_BYTES }; /* stores to one row after another distract the prefetchers */
-    for (ptrdiff_t p = 0; p < step; p++, dst += phase) {
-        ptrdiff_t lo = ceil_div(before - p, step), hi = ceil_div(before + size - p, step);
-        lo = lo < 0 ? 0 : lo < pitch ? lo : pitch;
-        hi = hi < lo ? lo : hi < pitch ? hi : pitch;
-        const REAL *from = src + p - before;
-        const ptrdiff_t whole = (readable - p + before) / step - FC_LANES; /* last i of a vector that may be read */
-        ptrdiff_t i = 0;
-        for (; i < lo; i += FC_LANES) vec_store(dst + i, (vec){0});
-        for (i = lo; i < hi && i <= whole; i += FC_LANES) {
-            __builtin_prefetch(from + i * step + AHEAD);
-            vec_store(dst + i, load_every(from + i * step, step, FC_LANES));
-        }
-        for (; i < hi; i += FC_LANES)
-            vec_store(dst + i, load_lanes(from + i * step, step, 0, hi - i < FC_LANES ? hi - i : FC_LANES));
-        for (i = hi; i < pitch; i += FC_LANES) vec_store(dst + i, (vec){0});
-    }
+#define zeros FC_LOCAL(zeros)
+FC_INLINE void zeros(REAL *dst, ptrdiff_t from, ptrdiff_t to) {
+    vec zero = {0};
+    FC_OPAQUE(zero); /* or compilers call memset for one or two stores */
+    for (ptrdiff_t i = from; i < to; i += FC_LANES) vec_store(dst + i, zero);
 }
 
+#define clipped FC_LOCAL(clipped)
+FC_INLINE ptrdiff_t clipped(ptrdiff_t x, ptrdiff_t lo, ptrdiff_t hi) { return x < lo ? lo : x > hi ? hi : x; }
+
 /* One input row, padded and split into phases: dst[p * phase + i] = src[i * step + p - before], i < pitch, zero outside
- * [0, size).  `readable` elements from src on may be read. */
+ * [0, size).  `readable` elements from src on may be read.  Inlined with a constant step; whole vectors, ascending: what
+ * one spills, the next row overwrites, and the last row spills into the slack behind its phase.  Stores to one row after
+ * another distract the prefetchers: `fetched` asks for what lies a page ahead. */
+#define copy_row FC_LOCAL(copy_row)
+FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, const ptrdiff_t step,
+                        ptrdiff_t pitch, REAL *dst, ptrdiff_t phase, const int fetched) {
+    enum { AHEAD = 4096 / FC_REAL_BYTES };
+    const ptrdiff_t skip = before < 0 ? -before : 0, lead = clipped(before, 0, step * pitch);
+    const ptrdiff_t n = clipped(size - skip, 0, step * pitch - lead);
+    src += skip;
+    readable -= skip;
+    for (ptrdiff_t p = 0; p < step; p++) zeros(dst + p * phase, 0, ceil_div(lead - p, step));
+    if (step <= 2) { /* all phases together */
+        REAL *even = dst + (step == 2 ? lead % 2 * phase : 0) + lead / step; /* where src[0], src[2] ... go */
+        REAL *odd = dst + (1 - lead % 2) * phase + (lead + 1) / 2;
+        const ptrdiff_t whole = smaller(n, readable - step * FC_LANES + 1);
+        ptrdiff_t i = 0;
+        for (; i < whole; i += step * FC_LANES) {
+            const vec v = vec_load(src + i);
+            if (fetched) __builtin_prefetch(src + i + AHEAD);
+            if (step == 1)
+                vec_store(even + i, v);
+            else {
+                const vec next = vec_load(src + i + FC_LANES);
+                vec_store(even + i / 2, vec_even(v, next));
+                vec_store(odd + i / 2, vec_odd(v, next));
+            }
+        }
+        for (; i < n; i++) (step == 1 || i % 2 == 0 ? even : odd)[i / step] = src[i];
+    } else
+        for (ptrdiff_t p = 0; p < step; p++) {
+            const ptrdiff_t lo = ceil_div(lead - p, step), hi = ceil_div(lead + n - p, step);
+            const REAL *from = src + p - lead;
+            const ptrdiff_t whole = (readable - p + lead) / step - FC_LANES; /* last i of a vector that may be read */
+            ptrdiff_t i = lo;
+            for (; i < hi && i <= whole; i += FC_LANES) {
+                if (fetched) __builtin_prefetch(from + i * step + AHEAD);
+                vec_store(dst + p * phase + i, load_every(from + i * step, step, FC_LANES));
+            }
+            for (; i < hi; i++) dst[p * phase + i] = from[i * step];
+        }
+    for (ptrdiff_t p = 0; p < step; p++) zeros(dst + p * phase, ceil_div(lead + n - p, step), pitch);
+}
+
 static void FC_KERNEL(copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before,
                                    ptrdiff_t step, ptrdiff_t pitch, void *dst, ptrdiff_t phase) {
     if (step == 1)
-        copy_row(src, size, readable, before, 1, pitch, dst, phase);
+        copy_row(src, size, readable, before, 1, pitch, dst, phase, 1);
     else if (step == 2)
-        copy_row(src, size, readable, before, 2, pitch, dst, phase);
+        copy_row(src, size, readable, before, 2, pitch, dst, phase, 1);
     else
-        copy_row(src, size, readable, before, step, pitch, dst, phase);
+        copy_row(src, size, readable, before, step, pitch, dst, phase, 1);
 }
 
 /* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel + offset[t]]: a weight gradient's taps, lanes

@@ -76,7 +76,6 @@ static const fc_kernels FC_LOCAL(table) = {
     .direct = FC_KERNEL(direct),
     .copy_phases = FC_KERNEL(copy_phases),
     .direct_dot = FC_KERNEL(direct_dot),
-    .plane_masks = FC_KERNEL(plane_masks),
     .depthwise = FC_KERNEL(depthwise),
     .depthwise_spread = FC_KERNEL(depthwise_spread),
     .depthwise_dot = FC_KERNEL(depthwise_dot),

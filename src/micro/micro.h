@@ -96,10 +96,10 @@ typedef struct {
     ptrdiff_t weight_step;     /* 1, or -1 for a filter that is read from its end */
     ptrdiff_t top, left;       /* input position of the first tap of output (0, 0) */
     ptrdiff_t first, last;     /* output rows wanted */
-    const void *zeros;         /* an input row of zeros, a vector of others before and behind */
-    int outermost;             /* no vector of others lies before or behind the input plane */
-    ptrdiff_t masks;           /* vectors that a filter column reads of a row */
-    const uint32_t *bits;      /* [filter column][masks] */
+    ptrdiff_t band_rows, band_cols; /* outputs (pairs, where a gradient is spread) whose inputs are copied at once */
+    ptrdiff_t pitch;                /* of the copy */
+    void *band;                     /* the copy */
+    const void *end;                /* of all planes: what lies before may be read */
 } fc_plane;
 
 /* Where the indices of consecutive outputs o may lie: less than extent[o] behind the first element of a row of the
@@ -229,7 +229,6 @@ typedef struct {
                        ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
 
     /* Depthwise convolution; see depthwise.h */
-    void (*plane_masks)(const fc_plane *p, uint32_t *bits);
     void (*depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, const fc_finish *finish,
                       void *y);
     void (*depthwise_spread)(const fc_plane *p, const void *g, const void *w, void *y);

@@ -11,6 +11,7 @@
 #define FC_LANES (FC_VEC_BYTES / FC_REAL_BYTES)
 #define FC_ALL ((uint32_t)((1ull << FC_LANES) - 1)) /* every lane */
 #define FC_INLINE static inline __attribute__((always_inline))
+#define FC_NOINLINE __attribute__((noinline))
 #define FC_UNROLL _Pragma("GCC unroll 64")
 
 #define vec FC_LOCAL(vec)
@@ -70,6 +71,9 @@ FC_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) {
     if (b == 2) return (a + 1) >> 1;
     return a > 0 ? (a + b - 1) / b : -(-a / b);
 }
+
+#define smaller FC_LOCAL(smaller)
+FC_INLINE ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 /* Bit i of a lane mask says whether lane i takes part; a masked-out lane reads as zero and touches no memory. */
 #define bits_range FC_LOCAL(bits_range)
