@@ -231,8 +231,9 @@ def _of_rank(ndim: int, core: Callable[_P, _R]) -> Callable[_P, _R]:
 def _plain_options(function: str, names: tuple[str, ...], options: tuple) -> tuple:
     """Return options of which equal ones mean the same: as they come, 1, True and 1.0 are equal, and a list no key."""
     for option in options:
-        if type(option) is not int and (type(option) is not tuple or any(type(item) is not int for item in option)):
-            return tuple([geometry.plain(function, *item) for item in zip(names, options, strict=True)])
+        for item in option if type(option) is tuple else (option,):
+            if type(item) is not int:
+                return tuple([geometry.plain(function, *item) for item in zip(names, options, strict=True)])
     return options
 
 

@@ -121,6 +121,8 @@ cdef extern from "micro.h" nogil:
         int mr, nr, lanes
         void (*gemm)(ptrdiff_t, const void *, const void *, void *, ptrdiff_t, int, int, int,
                      const void *, const fc_finish *, const void *) noexcept nogil
+        void (*gemm_panels)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, void *,
+                            ptrdiff_t, int, const void *, const fc_finish *) noexcept nogil
         void (*gemm_lines)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, void *, ptrdiff_t, int, int,
                            const fc_ahead *) noexcept nogil
         void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,

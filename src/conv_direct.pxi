@@ -17,6 +17,7 @@ micro/depthwise.h.
 cdef enum:
     TILE_SLOTS = 3  # of a register tile of 8 rows
     SLOTS = 2 * TILE_SLOTS
+    SLOT_BYTES = 12 << 10  # of pixels that stay in L1
     COMPRESS = 20  # multiply-adds that a store with a gap takes as long as
     SLACK = 16  # elements behind the rows of a phase, which the last vector may read or spill into
 
@@ -150,9 +151,11 @@ cdef void direct_sweep(const SweepJob *j, const fc_sweep *s, const RowWindow *v,
     for i in range(most):  # what fills the last tile up reads the first slot and stores nothing
         slot[slots + i] = slot[0]
         slot[slots + i].bits = 0
-    # Where rows take several panels, a few slots see all of them before the next: their pixels stay in L1, and the
+    # Where rows take several panels, some slots see all of them before the next: their pixels stay in L1, and the
     # weights stream from L2.
-    cdef ptrdiff_t some = slots if s.rows <= k.mr else SLOTS
+    cdef ptrdiff_t some = max(<ptrdiff_t>SLOTS, SLOT_BYTES // (s.channels * k.lanes * es) // SLOTS * SLOTS)
+    if s.rows <= k.mr:
+        some = slots
     for at from 0 <= at < slots by some:
         for i from 0 <= i < s.rows by k.mr:
             if finishes:

@@ -26,13 +26,8 @@ cdef extern from *:
     """
     /* Cython cannot declare array members of an extern struct as lvalues; these keep the drivers readable. */
     static void fc_set3(ptrdiff_t *to, ptrdiff_t d, ptrdiff_t h, ptrdiff_t w) { to[0] = d, to[1] = h, to[2] = w; }
-    static void fc_fetch(const char *p, size_t stride, int rows, size_t bytes) {
-        for (int i = 0; i < rows; i++, p += stride)
-            for (size_t b = 0; b < bytes + 63; b += 64) __builtin_prefetch(p + (b < bytes ? b : bytes - 1));
-    }
     """
     void fc_set3(ptrdiff_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
-    void fc_fetch(const char *, size_t, int, size_t) noexcept nogil
 
 
 cdef struct Blocking:
@@ -329,6 +324,7 @@ cdef enum:
 cdef struct PanelRuns:
     int count
     ptrdiff_t cols, at  # pixels; where the first run starts in the output
+    ptrdiff_t beside  # panels from this one on that lie beside one another in the output; 0 if this is scattered
     fc_run[48] run
 
 
@@ -337,44 +333,78 @@ cdef inline int finished_activation(int activation) noexcept nogil:
     return activation if activation <= FC_RELU6 else 0
 
 
-cdef inline void finish_tile(const SweepJob *j, const fc_sweep *s, const PanelRuns *q, ptrdiff_t i, int rows,
-                             const char *residual, char *out) noexcept nogil:
-    """Residual and activation of a tile that is stored."""
-    cdef ptrdiff_t at
-    cdef int r
-    for r in range(q.count):
-        at = (i * s.out_channel + output_offset(s, q.run + r)) * j.es
-        j.k.epilogue(out + at, s.out_channel, rows, q.run[r].len, NULL, NULL if residual == NULL else residual + at,
-                     j.activation, j.slope)
+cdef struct SweepBlock:
+    const fc_sweep *s
+    const PanelRuns *panel  # of pixels
+    ptrdiff_t panels
+    ptrdiff_t[2] depth, k0, kc, b_stride  # of K, of a slice, of a packed panel of pixels; of each sweep abreast
+    const char *a[2]  # packed weights of the slice
+    char *b[2]  # packed pixels
+    bint first, last  # slice
+    const char *bias
+    const char *residual
+    char *out
+    char *tiles  # scratch
 
 
-cdef inline void sweep_tile(const SweepJob *j, const fc_sweep *s, const PanelRuns *q, ptrdiff_t i, int rows,
-                            ptrdiff_t kc, const char *a, const char *next_a, const char *b, bint first, bint last,
-                            const char *bias, const char *residual, char *out, char *tile) noexcept nogil:
-    """Rows [i, i + rows) of one pixel panel: what one slice of K adds to them; the first starts, the last finishes."""
+cdef void sweep_panels(const SweepJob *j, const SweepBlock *v, const PanelRuns *q, ptrdiff_t i0,
+                       ptrdiff_t i1) noexcept nogil:
+    """Rows [i0, i1) of the panels beside q: what one slice of K adds to them; the first starts, the last finishes."""
+    cdef size_t es = j.es
+    cdef ptrdiff_t at = i0 * v.s.out_channel + q.at, pixels = (q.beside - 1) * j.k.nr + q[q.beside - 1].cols
+    cdef fc_finish finish
+    finish.residual = NULL if v.residual == NULL else v.residual + at * es
+    finish.activation = finished_activation(j.activation)
+    j.k.gemm_panels(v.kc[0], v.a[0] + i0 * v.depth[0] * es, j.k.mr * v.depth[0], i1 - i0,
+                    v.b[0] + (q - v.panel) * v.b_stride[0] * es, v.b_stride[0], pixels, v.out + at * es,
+                    v.s.out_channel, not v.first, v.bias + i0 * es if v.bias != NULL and v.first else NULL,
+                    &finish if v.last and (finish.activation or v.residual != NULL) else NULL)
+    if v.last and j.activation != finish.activation:
+        j.k.epilogue(v.out + at * es, v.s.out_channel, <int>(i1 - i0), <int>pixels, NULL, NULL, j.activation, j.slope)
+
+
+cdef void sweep_scattered(const SweepJob *j, const SweepBlock *v, const PanelRuns *q, ptrdiff_t i0,
+                          ptrdiff_t i1) noexcept nogil:
+    """The same for a panel of several runs, tile by tile."""
     cdef kernels_t k = j.k
     cdef size_t es = j.es
-    cdef ptrdiff_t at = i * s.out_channel
-    cdef const fc_run *m
-    cdef fc_finish finish
-    cdef int r
-    if last and residual != NULL:  # is read when the product is done
-        for r in range(q.count):
-            m = q.run + r
-            fc_fetch(residual + (at + output_offset(s, m)) * es, s.out_channel * es, rows, m.len * es)
-    if q.count == 1 and s.out_pixel[2] == 1:
-        at += q.at
-        finish.residual = NULL if residual == NULL else residual + at * es
-        finish.activation = finished_activation(j.activation)
-        k.gemm(kc, a, b, out + at * es, s.out_channel, rows, <int>q.cols, not first, bias,
-               &finish if last and (finish.activation or residual != NULL) else NULL, next_a)
-        if last and j.activation != finish.activation:
-            finish_tile(j, s, q, i, rows, NULL, out)
-    else:
-        k.gemm(kc, a, b, tile, k.nr, rows, <int>q.cols, 0, bias, NULL, next_a)
-        k.store_runs(s, q.run, q.count, tile, NULL, rows, out + at * es, not first)
-        if last and (j.activation or residual != NULL):
-            finish_tile(j, s, q, i, rows, residual, out)
+    cdef ptrdiff_t i, at, here
+    cdef int rows, r
+    cdef const char *a
+    for i from i0 <= i < i1 by k.mr:
+        rows = <int>min(<ptrdiff_t>k.mr, i1 - i)
+        a = v.a[0] + i * v.depth[0] * es
+        at = i * v.s.out_channel
+        k.gemm(v.kc[0], a, v.b[0] + (q - v.panel) * v.b_stride[0] * es, v.tiles, k.nr, rows, <int>q.cols, 0,
+               v.bias + i * es if v.bias != NULL and v.first else NULL, NULL, a + k.mr * v.depth[0] * es)
+        k.store_runs(v.s, q.run, q.count, v.tiles, NULL, rows, v.out + at * es, not v.first)
+        if v.last and (j.activation or v.residual != NULL):
+            for r in range(q.count):
+                here = (at + output_offset(v.s, q.run + r)) * es
+                k.epilogue(v.out + here, v.s.out_channel, rows, q.run[r].len, NULL,
+                           NULL if v.residual == NULL else v.residual + here, j.activation, j.slope)
+
+
+cdef void sweep_pair(const SweepJob *j, const SweepBlock *v, const PanelRuns *q, ptrdiff_t i0,
+                     ptrdiff_t i1) noexcept nogil:
+    """The same for two sweeps of neighbouring columns: tiles of the first wait for those of the second, so that whole
+    lines of the output are stored."""
+    cdef kernels_t k = j.k
+    cdef size_t es = j.es, tile_size = k.nr * es
+    cdef ptrdiff_t i
+    cdef const char *a
+    cdef char *tile
+    cdef int w, rows
+    for w in range(2):
+        for i from i0 <= i < i1 by k.mr:
+            rows = <int>min(<ptrdiff_t>k.mr, i1 - i)
+            a = v.a[w] + i * v.depth[w] * es
+            tile = v.tiles + (i - i0 if w == 0 else j.blocking.held) * tile_size
+            k.gemm(v.kc[w], a, v.b[w] + (q - v.panel) * v.b_stride[w] * es, tile, k.nr, rows, <int>q.cols, 0,
+                   v.bias + i * es if v.bias != NULL and v.first else NULL, NULL, a + k.mr * v.depth[w] * es)
+            if w == 1:
+                k.store_runs(v.s, q.run, q.count, v.tiles + (i - i0) * tile_size, tile, rows,
+                             v.out + i * v.s.out_channel * es, not v.first)
 
 
 cdef void pack_block(const SweepJob *j, const fc_sweep *s, ptrdiff_t g, ptrdiff_t pixel0, ptrdiff_t k0, ptrdiff_t kc,
@@ -390,12 +420,17 @@ cdef void pack_block(const SweepJob *j, const fc_sweep *s, ptrdiff_t g, ptrdiff_
                         stride)
 
 
+cdef inline ptrdiff_t slice_start(ptrdiff_t depth, ptrdiff_t slice_, ptrdiff_t slices) noexcept nogil:
+    """Where a slice of K starts; the one behind the last is where K ends."""
+    return depth * slice_ // slices
+
+
 cdef inline char *shared_block(const SweepJob *j, const fc_sweep *s, ptrdiff_t g, ptrdiff_t block, ptrdiff_t slice_,
                                ptrdiff_t slices) noexcept nogil:
     """Where a slice of a block of pixels lies in j.pixels[sweep][group][block][slice]."""
     cdef ptrdiff_t depth = sweep_depth(s), panels = j.blocking.panels
     cdef ptrdiff_t at = block * panels * (depth * j.k.nr + slices * PANEL_SLACK)
-    at += panels * (depth * slice_ // slices * j.k.nr + slice_ * PANEL_SLACK)
+    at += panels * (slice_start(depth, slice_, slices) * j.k.nr + slice_ * PANEL_SLACK)
     return j.pixels + ((s - j.sweep) * j.groups + g) * j.pixels_size + at * j.es
 
 
@@ -412,89 +447,67 @@ cdef void pack_pixels_task(void *job_, ptrdiff_t task, char *scratch) noexcept n
         s += 1
     slice_, block, g = task % slices, task // slices % sweep_blocks(j, s), task // slices // sweep_blocks(j, s)
     depth = sweep_depth(s)
-    k0 = depth * slice_ // slices
-    pack_block(j, s, g, block * j.blocking.panels * j.k.nr, k0, depth * (slice_ + 1) // slices - k0,
+    k0 = slice_start(depth, slice_, slices)
+    pack_block(j, s, g, block * j.blocking.panels * j.k.nr, k0, slice_start(depth, slice_ + 1, slices) - k0,
                shared_block(j, s, g, block, slice_, slices))
 
 
 cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: a block of pixels x a block of rows of one group of one sweep, or of two of neighbouring columns.
-
-    Of these the tiles of the first wait for those of the second, so that whole lines of the output are stored.
-    """
+    """Task: a block of pixels x a block of rows of one group of one sweep, or of two of neighbouring columns."""
     cdef SweepJob *j = <SweepJob *>job_
     cdef kernels_t k = j.k
     cdef size_t es = j.es
     cdef const fc_sweep *s = j.sweep
-    cdef ptrdiff_t mr = k.mr, nr = k.nr
+    cdef ptrdiff_t nr = k.nr, p, i0, slice_, abreast = j.blocking.abreast
     while task >= sweep_tasks(j, s):
         task -= sweep_tasks(j, s)
-        s += j.blocking.abreast
-    cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), pixels = sweep_pixels(s)
-    cdef ptrdiff_t blocks = sweep_blocks(j, s), slices = sweep_slices(j, s)
+        s += abreast
+    cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), slices = sweep_slices(j, s)
+    cdef ptrdiff_t blocks = sweep_blocks(j, s), block = task // row_blocks % blocks, g = task // row_blocks // blocks
+    cdef ptrdiff_t pixel0 = block * j.blocking.panels * nr
+    cdef ptrdiff_t pixels = min(j.blocking.panels * nr, sweep_pixels(s) - pixel0)
     cdef ptrdiff_t row0 = task % row_blocks * j.blocking.rows, row1 = min(row0 + j.blocking.rows, s.rows)
-    cdef ptrdiff_t pixel0 = task // row_blocks % blocks * j.blocking.panels * nr
-    cdef ptrdiff_t g = task // row_blocks // blocks
-    cdef ptrdiff_t panels = ceil_div(min(j.blocking.panels * nr, pixels - pixel0), nr)
-
-    cdef char *out = j.out + g * s.rows * s.out_channel * es
-    cdef const char *residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
-    cdef const char *bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
-    cdef const char *a
-    cdef const char *row_bias
-    cdef const char *packed[2]
-    cdef char *packed_pixels[2]
-    cdef char *b
-    cdef PanelRuns *panel = <PanelRuns *>(scratch + j.blocking.abreast * j.b_size)
-    cdef char *tiles = scratch + j.blocking.abreast * j.b_size + j.runs_size
-    cdef char *tile
-    cdef ptrdiff_t[2] depth, k0, kc, b_stride  # of K, of a slice, of a panel of pixels
-    cdef ptrdiff_t p, i, i0, i1, next_i, slice_
-    cdef int w, rows
+    cdef PanelRuns *q = <PanelRuns *>(scratch + abreast * j.b_size)
     cdef fc_run[64] run
-    cdef PanelRuns *q
+    cdef int w
+    cdef SweepBlock v
+    v.s, v.panel, v.tiles = s, q, scratch + abreast * j.b_size + j.runs_size
+    v.panels = ceil_div(pixels, nr)
+    v.out = j.out + g * s.rows * s.out_channel * es
+    v.residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
+    v.bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
 
-    for p in range(panels):
-        q = panel + p
-        q.cols = min(nr, pixels - pixel0 - p * nr)
-        q.count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q.cols, run), q.run)
-        q.at = output_offset(s, q.run)
+    for p in reversed(range(v.panels)):
+        q[p].cols = min(nr, pixels - p * nr)
+        q[p].count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q[p].cols, run), q[p].run)
+        q[p].at = output_offset(s, q[p].run)
+        q[p].beside = q[p].count == 1 and s.out_pixel[2] == 1
+        if q[p].beside and p + 1 < v.panels and q[p + 1].beside and q[p + 1].at == q[p].at + nr:
+            q[p].beside += q[p + 1].beside
 
-    for w in range(j.blocking.abreast):
-        depth[w] = sweep_depth(&s[w])
-        packed[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w])) * es
     for slice_ in range(slices):
-        for w in range(j.blocking.abreast):
-            k0[w] = depth[w] * slice_ // slices
-            kc[w] = depth[w] * (slice_ + 1) // slices - k0[w]
-            b_stride[w] = kc[w] * nr + PANEL_SLACK
+        v.first, v.last = slice_ == 0, slice_ == slices - 1
+        for w in range(abreast):
+            v.depth[w] = sweep_depth(&s[w])
+            v.k0[w] = slice_start(v.depth[w], slice_, slices)
+            v.kc[w] = slice_start(v.depth[w], slice_ + 1, slices) - v.k0[w]
+            v.a[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w]) + v.k0[w] * k.mr) * es
+            v.b_stride[w] = v.kc[w] * nr + PANEL_SLACK
             if j.pixels != NULL:
-                packed_pixels[w] = shared_block(j, &s[w], g, pixel0 // (j.blocking.panels * nr), slice_, slices)
+                v.b[w] = shared_block(j, &s[w], g, block, slice_, slices)
             else:
-                packed_pixels[w] = scratch + w * j.b_size
-                pack_block(j, &s[w], g, pixel0, k0[w], kc[w], packed_pixels[w])
+                v.b[w] = scratch + w * j.b_size
+                pack_block(j, &s[w], g, pixel0, v.k0[w], v.kc[w], v.b[w])
         for i0 from row0 <= i0 < row1 by j.blocking.held:
-            i1 = min(i0 + j.blocking.held, row1)
-            for p in range(panels):
-                q = panel + p
-                for w in range(j.blocking.abreast):
-                    a = packed[w] + k0[w] * mr * es
-                    b = packed_pixels[w] + p * b_stride[w] * es
-                    for i from i0 <= i < i1 by mr:
-                        rows = <int>min(mr, row1 - i)
-                        next_i = i + mr if i + mr < i1 or p == panels - 1 else i0
-                        row_bias = NULL if bias == NULL or slice_ > 0 else bias + i * es
-                        if j.blocking.abreast == 1:
-                            sweep_tile(j, s, q, i, rows, kc[0], a + i * depth[0] * es,
-                                       a + next_i * depth[0] * es, b, slice_ == 0, slice_ == slices - 1, row_bias,
-                                       residual, out, tiles)
-                            continue
-                        tile = tiles + (i - i0 if w == 0 else j.blocking.held) * nr * es
-                        k.gemm(kc[w], a + i * depth[w] * es, b, tile, nr, rows, <int>q.cols, 0, row_bias, NULL,
-                               a + next_i * depth[w] * es)
-                        if w == 1:
-                            k.store_runs(s, q.run, q.count, tiles + (i - i0) * nr * es, tile, rows,
-                                         out + i * s.out_channel * es, slice_ > 0)
+            p = 0
+            while p < v.panels:
+                if abreast == 2:
+                    sweep_pair(j, &v, q + p, i0, min(i0 + j.blocking.held, row1))
+                elif q[p].beside:
+                    sweep_panels(j, &v, q + p, i0, min(i0 + j.blocking.held, row1))
+                else:
+                    sweep_scattered(j, &v, q + p, i0, min(i0 + j.blocking.held, row1))
+                p += max(q[p].beside, <ptrdiff_t>1) if abreast == 1 else 1
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:

@@ -130,6 +130,7 @@ FC_INLINE void plane_tile(const int K, const int step, const int R, const int V,
             }
         }
     }
+    const fc_finish how = finish_of(finish);
     FC_UNROLL
     for (int r = 0; r < R; r++) {
         if (r >= rows) break;
@@ -137,8 +138,7 @@ FC_INLINE void plane_tile(const int K, const int step, const int R, const int V,
         for (int v = 0; v < V; v++) {
             const uint32_t stored = v == V - 1 ? last : FC_ALL;
             const ptrdiff_t to = at + r * ldy + v * FC_LANES;
-            if (finish) acc[r][v] = finished(acc[r][v], finish, to, stored);
-            vec_store_bits(y + to, acc[r][v], stored);
+            vec_store_bits(y + to, finished(acc[r][v], how, to, stored), stored);
         }
     }
 }

@@ -52,18 +52,20 @@ FC_INLINE void direct_tile(const int rows, const int slots, ptrdiff_t depth, con
             }
         }
     }
+    const fc_finish how = finish_of(finish);
     FC_UNROLL
     for (int i = 0; i < rows; i++) {
         FC_UNROLL
         for (int s = 0; s < slots; s++) {
             REAL *p = c + i * ldc + slot[s].out;
             const uint32_t bits = slot[s].bits;
-            if (step == 1) {
+            if (step == 1 && FC_LIKELY(bits == FC_ALL))
+                vec_store(p, finished(acc[i][s], how, i * ldc + slot[s].out, FC_ALL));
+            else if (step == 1) {
                 const int gaps = (bits & (bits + 1)) != 0;
                 const uint32_t first = gaps ? bits_range(0, __builtin_popcount(bits)) : bits;
-                vec v = gaps ? vec_compress(acc[i][s], bits) : acc[i][s];
-                if (finish) v = finished(v, finish, i * ldc + slot[s].out, first);
-                vec_store_bits(p, v, first);
+                const vec v = gaps ? vec_compress(acc[i][s], bits) : acc[i][s];
+                vec_store_bits(p, finished(v, how, i * ldc + slot[s].out, first), first);
             } else {
                 REAL lane[FC_LANES];
                 vec_store(lane, acc[i][s]);

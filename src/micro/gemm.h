@@ -20,12 +20,16 @@
 
 /* What is stored `at` elements behind the tile's first */
 #define finished FC_LOCAL(finished)
-FC_INLINE vec finished(vec x, const fc_finish *finish, ptrdiff_t at, uint32_t bits) {
-    if (finish->residual) x += vec_load_bits((const REAL *)finish->residual + at, bits);
-    if (finish->activation == FC_RELU) x = relu_select(x, x);
-    if (finish->activation == FC_RELU6) x = vec_clamp(x, 0, 6);
+FC_INLINE vec finished(vec x, fc_finish finish, ptrdiff_t at, uint32_t bits) {
+    if (finish.residual) x += vec_load_bits((const REAL *)finish.residual + at, bits);
+    if (finish.activation == FC_RELU) x = relu_select(x, x);
+    if (finish.activation == FC_RELU6) x = vec_clamp(x, 0, 6);
     return x;
 }
+
+/* A copy of what no store can change */
+#define finish_of FC_LOCAL(finish_of)
+FC_INLINE fc_finish finish_of(const fc_finish *finish) { return finish ? *finish : (fc_finish){NULL, FC_NONE}; }
 
 #define gemm_tile FC_LOCAL(gemm_tile)
 FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrdiff_t runs, const ptrdiff_t *run,
@@ -38,6 +42,10 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
         const vec start = bias ? vec_splat(bias[i]) : (vec){0};
         __builtin_prefetch(c + i * ldc, 1);
         __builtin_prefetch(c + i * ldc + (vectors - 1) * FC_LANES, 1);
+        if (finish && finish->residual) {
+            __builtin_prefetch((const REAL *)finish->residual + i * ldc);
+            __builtin_prefetch((const REAL *)finish->residual + i * ldc + (vectors - 1) * FC_LANES);
+        }
         FC_UNROLL
         for (int v = 0; v < vectors; v++) acc[i][v] = start;
     }
@@ -80,6 +88,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
             b += FC_NR;
         }
     }
+    const fc_finish how = finish_of(finish);
     FC_UNROLL
     for (int i = 0; i < rows; i++) {
         FC_UNROLL
@@ -87,7 +96,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
             REAL *p = c + i * ldc + v * FC_LANES;
             const uint32_t bits = v == vectors - 1 ? last : FC_ALL;
             if (accumulate) acc[i][v] += vec_load_bits(p, bits);
-            if (finish) acc[i][v] = finished(acc[i][v], finish, i * ldc + v * FC_LANES, bits);
+            if (finish) acc[i][v] = finished(acc[i][v], how, i * ldc + v * FC_LANES, bits);
             vec_store_bits(p, acc[i][v], bits);
         }
     }
@@ -122,6 +131,26 @@ static void FC_KERNEL(gemm)(ptrdiff_t k, const void *a, const void *b, void *c, 
         break;
         FC_EACH_TILE(FC_CASE)
 #undef FC_CASE
+    }
+}
+
+/* Panels of B, `b_panel` elements apart, one after another, each with all panels of A, `a_panel` apart */
+static void FC_KERNEL(gemm_panels)(ptrdiff_t k, const void *a_, ptrdiff_t a_panel, ptrdiff_t rows, const void *b,
+                                   ptrdiff_t b_panel, ptrdiff_t cols, void *c_, ptrdiff_t ldc, int accumulate,
+                                   const void *bias, const fc_finish *finish) {
+    REAL *c = c_;
+    for (ptrdiff_t j = 0; j < cols; j += FC_NR, b = (const REAL *)b + b_panel) {
+        const REAL *a = a_;
+        const int some = cols - j < FC_NR ? (int)(cols - j) : FC_NR;
+        for (ptrdiff_t i = 0; i < rows; i += FC_MR, a += a_panel) {
+            const int last = i + FC_MR >= rows; /* panel of A, which meets the next of B first */
+            const ptrdiff_t at = i * ldc + j;
+            fc_finish how = finish_of(finish);
+            if (how.residual) how.residual = (const REAL *)how.residual + at;
+            FC_KERNEL(gemm)(k, a, b, c + at, ldc, last ? (int)(rows - i) : FC_MR, some, accumulate,
+                            bias ? (const REAL *)bias + i : NULL, finish ? &how : NULL,
+                            last && j + FC_NR < cols ? (const REAL *)a_ : a + a_panel);
+        }
     }
 }
 

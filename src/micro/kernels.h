@@ -32,6 +32,7 @@ static const fc_kernels FC_LOCAL(table) = {
     .nr = FC_NR,
     .lanes = FC_LANES,
     .gemm = FC_KERNEL(gemm),
+    .gemm_panels = FC_KERNEL(gemm_panels),
     .gemm_lines = FC_KERNEL(gemm_lines),
     .gemm_rows = FC_KERNEL(gemm_rows),
     .gemm_blocks = FC_KERNEL(gemm_blocks),

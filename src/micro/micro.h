@@ -142,6 +142,10 @@ typedef struct {
      * is the panel of A that comes next: where B stays in L1 it is fetched meanwhile.  `finish` may be NULL. */
     void (*gemm)(ptrdiff_t k, const void *a, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate,
                  const void *bias, const fc_finish *finish, const void *next);
+    /* The same with any number of rows and columns, in panels of A and of B so many elements apart */
+    void (*gemm_panels)(ptrdiff_t k, const void *a, ptrdiff_t a_panel, ptrdiff_t rows, const void *b, ptrdiff_t b_panel,
+                        ptrdiff_t cols, void *c, ptrdiff_t ldc, int accumulate, const void *bias,
+                        const fc_finish *finish);
     /* The same with any number of rows of A, as they lie, lda apart; fetches what `ahead` says. */
     void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, ptrdiff_t rows, const void *b, void *c, ptrdiff_t ldc,
                        int cols, int accumulate, const fc_ahead *ahead);

@@ -12,6 +12,7 @@
 #define FC_ALL ((uint32_t)((1ull << FC_LANES) - 1)) /* every lane */
 #define FC_INLINE static inline __attribute__((always_inline))
 #define FC_NOINLINE __attribute__((noinline))
+#define FC_LIKELY(x) __builtin_expect(x, 1)
 #define FC_UNROLL _Pragma("GCC unroll 64")
 
 #define vec FC_LOCAL(vec)
@@ -58,10 +59,17 @@ FC_INLINE vec vec_max(vec first, vec last) {
 #define relu_select FC_LOCAL(relu_select)
 FC_INLINE vec relu_select(vec x, vec g) { return vec_select(x <= (vec){0}, (vec){0}, g); }
 
+/* NaN passes */
 #define vec_clamp FC_LOCAL(vec_clamp)
 FC_INLINE vec vec_clamp(vec x, REAL low, REAL high) {
     x = vec_select(x <= vec_splat(low), vec_splat(low), x);
+#if FC_VEC_BYTES == 32 && FC_REAL_BYTES == 4
+    return (vec)_mm256_min_ps(_mm256_set1_ps(high), (__m256)x); /* the second where either is NaN */
+#elif FC_VEC_BYTES == 32
+    return (vec)_mm256_min_pd(_mm256_set1_pd(high), (__m256d)x);
+#else
     return vec_select(x >= vec_splat(high), vec_splat(high), x);
+#endif
 }
 
 /* ceil(a / b) for any a and b > 0; a division takes longer than a row of vectors, and b is nearly always 1 or 2 */
@@ -107,7 +115,7 @@ FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
 }
 FC_INLINE vec vec_load_edge(const REAL *p, uint32_t bits) { return (vec)_mm512_maskz_loadu_ps((__mmask16)bits, p); }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-    if (bits == FC_ALL)
+    if (FC_LIKELY(bits == FC_ALL))
         vec_store(p, v);
     else
         _mm512_mask_storeu_ps(p, (__mmask16)bits, (__m512)v);
@@ -119,7 +127,7 @@ FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
 }
 FC_INLINE vec vec_load_edge(const REAL *p, uint32_t bits) { return (vec)_mm512_maskz_loadu_pd((__mmask8)bits, p); }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-    if (bits == FC_ALL)
+    if (FC_LIKELY(bits == FC_ALL))
         vec_store(p, v);
     else
         _mm512_mask_storeu_pd(p, (__mmask8)bits, (__m512d)v);
@@ -135,7 +143,7 @@ FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
 }
 /* The first lanes are stored in pieces: a masked store takes a dozen cycles on Zen. */
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-    if (bits == FC_ALL)
+    if (FC_LIKELY(bits == FC_ALL))
         vec_store(p, v);
     else if (bits & (bits + 1))
         _mm256_maskstore_ps(p, (__m256i)vec_mask(bits), (__m256)v);
@@ -152,7 +160,7 @@ FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return bits == FC_ALL ? vec_load(p) : (vec)_mm256_maskload_pd(p, (__m256i)vec_mask(bits));
 }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-    if (bits == FC_ALL)
+    if (FC_LIKELY(bits == FC_ALL))
         vec_store(p, v);
     else if (bits & (bits + 1))
         _mm256_maskstore_pd(p, (__m256i)vec_mask(bits), (__m256d)v);
@@ -176,7 +184,7 @@ FC_INLINE vec vec_load_bits(const REAL *p, uint32_t bits) {
     return v;
 }
 FC_INLINE void vec_store_bits(REAL *p, vec v, uint32_t bits) {
-    if (bits == FC_ALL) {
+    if (FC_LIKELY(bits == FC_ALL)) {
         vec_store(p, v);
         return;
     }
