@@ -31,6 +31,22 @@ FC_INLINE vec finished(vec x, fc_finish finish, ptrdiff_t at, uint32_t bits) {
 #define finish_of FC_LOCAL(finish_of)
 FC_INLINE fc_finish finish_of(const fc_finish *finish) { return finish ? *finish : (fc_finish){NULL, FC_NONE}; }
 
+/* acc += A[.][k] * B[k][.]; pointers to A go on by `next` */
+#define gemm_step FC_LOCAL(gemm_step)
+FC_INLINE void gemm_step(const int rows, const int vectors, const REAL **ai, ptrdiff_t next, const REAL *b,
+                         vec acc[FC_MR][FC_VECTORS]) {
+    vec bk[FC_VECTORS];
+    FC_UNROLL
+    for (int v = 0; v < vectors; v++) bk[v] = vec_load(b + v * FC_LANES);
+    FC_UNROLL
+    for (int i = 0; i < rows; i++) {
+        const vec ak = vec_splat(*ai[i]);
+        ai[i] += next;
+        FC_UNROLL
+        for (int v = 0; v < vectors; v++) acc[i][v] += ak * bk[v];
+    }
+}
+
 #define gemm_tile FC_LOCAL(gemm_tile)
 FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrdiff_t runs, const ptrdiff_t *run,
                          ptrdiff_t len, const REAL *a, const ptrdiff_t *row, ptrdiff_t step, const REAL *b, REAL *c,
@@ -49,6 +65,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
         FC_UNROLL
         for (int v = 0; v < vectors; v++) acc[i][v] = start;
     }
+    const ptrdiff_t next = kind == GEMM_PACKED ? FC_MR : kind == GEMM_LINES ? 1 : kind == GEMM_BLOCKS ? FC_LANES : step;
     ptrdiff_t unfetched = len; /* of a row of the next tile */
     for (ptrdiff_t r = 0; r < runs; r++) {
         const REAL *ai[FC_MR];
@@ -58,33 +75,33 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                     : kind == GEMM_LINES  ? a + i * step
                     : kind == GEMM_BLOCKS ? a + row[i]
                                           : a + row[i] + run[r];
-        for (ptrdiff_t k = 0; k < len; k++) {
-            vec bk[FC_VECTORS];
-            FC_UNROLL
-            for (int v = 0; v < vectors; v++) bk[v] = vec_load(b + v * FC_LANES);
+        ptrdiff_t k = 0;
+        for (; k + 2 <= len; k += 2, b += 2 * FC_NR) { /* two at a time, or what counts and fetches takes a fifth */
             if (kind == GEMM_LINES) {
                 if (FC_MR < 8) { /* rows * len elements and a little more, row by row */
                     __builtin_prefetch(next_a, 0, 3);
-                    next_a += 8;
-                    if ((unfetched -= 8) <= 0) next_a += step - len, unfetched = len;
-                } else /* eight rows leave no register to count in */
+                    next_a += 16;
+                    if ((unfetched -= 16) <= 0) next_a += step - len, unfetched = len;
+                } else { /* eight rows leave no register to count in */
                     __builtin_prefetch(next_a + 8 * k, 0, 3);
+                    __builtin_prefetch(next_a + 8 * k + 8, 0, 3);
+                }
                 __builtin_prefetch(next_b, 0, 2);
-                next_b += next_step;
+                __builtin_prefetch(next_b + next_step, 0, 2);
+                next_b += 2 * next_step;
             } else if (kind == GEMM_PACKED && FC_B_STAYS)
                 __builtin_prefetch(next_a + k * FC_MR, 0, 3);
             else {
                 FC_UNROLL
-                for (int v = 0; v < vectors * FC_VEC_BYTES; v += 64) /* B streams from the second-level cache */
-                    __builtin_prefetch((const char *)(b + 8 * FC_NR) + v, 0, 3);
+                for (int v = 0; v < 2 * FC_NR * FC_REAL_BYTES; v += 64) /* B streams from the second-level cache */
+                    if (v % (FC_NR * FC_REAL_BYTES) < vectors * FC_VEC_BYTES)
+                        __builtin_prefetch((const char *)(b + 8 * FC_NR) + v, 0, 3);
             }
-            FC_UNROLL
-            for (int i = 0; i < rows; i++) {
-                const vec ak = vec_splat(*ai[i]);
-                ai[i] += kind == GEMM_PACKED ? FC_MR : kind == GEMM_LINES ? 1 : kind == GEMM_BLOCKS ? FC_LANES : step;
-                FC_UNROLL
-                for (int v = 0; v < vectors; v++) acc[i][v] += ak * bk[v];
-            }
+            gemm_step(rows, vectors, ai, next, b, acc);
+            gemm_step(rows, vectors, ai, next, b + FC_NR, acc);
+        }
+        if (k < len) {
+            gemm_step(rows, vectors, ai, next, b, acc);
             b += FC_NR;
         }
     }
