@@ -17,8 +17,9 @@ from fastconv import _kernels
 
 VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64}
 REAL_BYTES = {"f32": 4, "f64": 8}
+STEPS = {"generic": 1, "avx2": 2, "avx512": 2}  # of k at a time
 
-NAME = r"fc_(f32|f64)_gemm\w*?_(\d+)x(\d+)\w*?__(\w+)[\w.]*"
+NAME = r"fc_(f32|f64)_gemm(?!_panels)\w*?_(\d+)x(\d+)\w*?__(\w+)[\w.]*"  # gemm_panels calls gemm
 FUNCTION = re.compile(rf"^[0-9a-f]+ <_?({NAME})>:\n((?:.+\n?)*)", re.MULTILINE)
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.+)$", re.MULTILINE)
 JUMP = re.compile(r"j\w+\s+([0-9a-f]+)\b")
@@ -31,19 +32,20 @@ class Kernel(NamedTuple):
     name: str
     real: str
     isa: str
-    tile: int  # multiply-adds of one step of k: mr x nr, in vectors
+    tile: int  # multiply-adds of the hot loop: mr x nr, in vectors, at each step of k
     code: list[tuple[int, str]]
 
     def hot_loops(self):
-        """The spans of backward jumps that hold a full tile of multiply-adds and no loop inside them."""
+        """The spans of backward jumps that hold the multiply-adds of a full tile, little else and no loop."""
         jumps = [(int(match[1], 16), at) for at, text in self.code if (match := JUMP.match(text))]
         loops = [(to, at) for to, at in jumps if self.code[0][0] <= to < at and self.multiplies(to, at)]
         inner = [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
-        return [
+        spans = [
             [text for at, text in self.code if to <= at <= end]
             for to, end in inner
-            if self.multiplies(to, end) >= self.tile
+            if self.multiplies(to, end) == self.tile
         ]
+        return [span for span in spans if len(span) <= 6 * self.tile]  # longer ones enclose tails out of line
 
     def multiplies(self, start, end):
         return sum(start <= at <= end and bool(MULTIPLY.match(text)) for at, text in self.code)
@@ -67,7 +69,7 @@ def kernels():
             name,
             real,
             isa,
-            int(mr) * -(-int(nr) * REAL_BYTES[real] // VECTOR_BYTES[isa]),
+            STEPS[isa] * int(mr) * -(-int(nr) * REAL_BYTES[real] // VECTOR_BYTES[isa]),
             [(int(at, 16), text) for at, text in INSTRUCTION.findall(body)],
         )
         for name, real, mr, nr, isa, body in FUNCTION.findall(listing)

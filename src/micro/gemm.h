@@ -13,6 +13,9 @@
 /* A panel of B that is a cache line wide stays in L1 while row panels stream past it: see gemm_blocking */
 #define FC_B_STAYS (FC_VECTORS * FC_VEC_BYTES <= 64)
 
+/* Steps of k at a time: what counts and fetches takes a fifth of one.  SSE2 has no registers for two. */
+#define FC_STEPS (FC_VEC_BYTES > 16 ? 2 : 1)
+
 #define GEMM_PACKED 0 /* A[k][mr] */
 #define GEMM_LINES 1  /* A[i * step + k] */
 #define GEMM_ROWS 2   /* A[row[i] + run[r] + k * step] */
@@ -31,20 +34,23 @@ FC_INLINE vec finished(vec x, fc_finish finish, ptrdiff_t at, uint32_t bits) {
 #define finish_of FC_LOCAL(finish_of)
 FC_INLINE fc_finish finish_of(const fc_finish *finish) { return finish ? *finish : (fc_finish){NULL, FC_NONE}; }
 
-/* acc += A[.][k] * B[k][.]; pointers to A go on by `next` */
+/* acc += A[.][k] * B[k][.]; pointers to A go on to the next k.  Of lines every third has a pointer: registers are few. */
 #define gemm_step FC_LOCAL(gemm_step)
-FC_INLINE void gemm_step(const int rows, const int vectors, const REAL **ai, ptrdiff_t next, const REAL *b,
-                         vec acc[FC_MR][FC_VECTORS]) {
+FC_INLINE void gemm_step(const int rows, const int vectors, const int kind, const REAL **ai, ptrdiff_t step,
+                         const REAL *b, vec acc[FC_MR][FC_VECTORS]) {
+    const ptrdiff_t next = kind == GEMM_PACKED ? FC_MR : kind == GEMM_LINES ? 1 : kind == GEMM_BLOCKS ? FC_LANES : step;
     vec bk[FC_VECTORS];
     FC_UNROLL
     for (int v = 0; v < vectors; v++) bk[v] = vec_load(b + v * FC_LANES);
     FC_UNROLL
     for (int i = 0; i < rows; i++) {
-        const vec ak = vec_splat(*ai[i]);
-        ai[i] += next;
+        const vec ak = vec_splat(kind == GEMM_LINES ? ai[i - i % 3][i % 3 * step] : *ai[i]);
         FC_UNROLL
         for (int v = 0; v < vectors; v++) acc[i][v] += ak * bk[v];
     }
+    FC_UNROLL
+    for (int i = 0; i < rows; i++)
+        if (kind != GEMM_LINES || i % 3 == 0) ai[i] += next;
 }
 
 #define gemm_tile FC_LOCAL(gemm_tile)
@@ -65,7 +71,6 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
         FC_UNROLL
         for (int v = 0; v < vectors; v++) acc[i][v] = start;
     }
-    const ptrdiff_t next = kind == GEMM_PACKED ? FC_MR : kind == GEMM_LINES ? 1 : kind == GEMM_BLOCKS ? FC_LANES : step;
     ptrdiff_t unfetched = len; /* of a row of the next tile */
     for (ptrdiff_t r = 0; r < runs; r++) {
         const REAL *ai[FC_MR];
@@ -76,34 +81,29 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                     : kind == GEMM_BLOCKS ? a + row[i]
                                           : a + row[i] + run[r];
         ptrdiff_t k = 0;
-        for (; k + 2 <= len; k += 2, b += 2 * FC_NR) { /* two at a time, or what counts and fetches takes a fifth */
-            if (kind == GEMM_LINES) {
-                if (FC_MR < 8) { /* rows * len elements and a little more, row by row */
-                    __builtin_prefetch(next_a, 0, 3);
-                    next_a += 16;
-                    if ((unfetched -= 16) <= 0) next_a += step - len, unfetched = len;
-                } else { /* eight rows leave no register to count in */
-                    __builtin_prefetch(next_a + 8 * k, 0, 3);
-                    __builtin_prefetch(next_a + 8 * k + 8, 0, 3);
-                }
-                __builtin_prefetch(next_b, 0, 2);
-                __builtin_prefetch(next_b + next_step, 0, 2);
-                next_b += 2 * next_step;
-            } else if (kind == GEMM_PACKED && FC_B_STAYS)
-                __builtin_prefetch(next_a + k * FC_MR, 0, 3);
-            else {
-                FC_UNROLL
-                for (int v = 0; v < 2 * FC_NR * FC_REAL_BYTES; v += 64) /* B streams from the second-level cache */
-                    if (v % (FC_NR * FC_REAL_BYTES) < vectors * FC_VEC_BYTES)
-                        __builtin_prefetch((const char *)(b + 8 * FC_NR) + v, 0, 3);
+        for (; k + FC_STEPS <= len; k += FC_STEPS, b += FC_STEPS * FC_NR) {
+            if (kind == GEMM_LINES && FC_MR < 8) { /* rows * len elements and a little more, row by row */
+                __builtin_prefetch(next_a, 0, 3);
+                next_a += 8 * FC_STEPS;
+                if ((unfetched -= 8 * FC_STEPS) <= 0) next_a += step - len, unfetched = len;
             }
-            gemm_step(rows, vectors, ai, next, b, acc);
-            gemm_step(rows, vectors, ai, next, b + FC_NR, acc);
+            FC_UNROLL
+            for (int u = 0; u < FC_STEPS; u++) {
+                if (kind == GEMM_LINES) {
+                    if (FC_MR == 8)
+                        __builtin_prefetch(next_a + 8 * (k + u), 0, 3); /* no register is left to count in */
+                    __builtin_prefetch(next_b + u * next_step, 0, 2);
+                } else if (kind != GEMM_PACKED || !FC_B_STAYS) {
+                    FC_UNROLL
+                    for (int v = 0; v < vectors * FC_VEC_BYTES; v += 64) /* B streams from the second-level cache */
+                        __builtin_prefetch((const char *)(b + (8 + u) * FC_NR) + v, 0, 3);
+                } else if (u == 0)
+                    __builtin_prefetch(next_a + k * FC_MR, 0, 3);
+                gemm_step(rows, vectors, kind, ai, step, b + u * FC_NR, acc);
+            }
+            if (kind == GEMM_LINES) next_b += FC_STEPS * next_step;
         }
-        if (k < len) {
-            gemm_step(rows, vectors, ai, next, b, acc);
-            b += FC_NR;
-        }
+        for (; FC_STEPS > 1 && k < len; k++, b += FC_NR) gemm_step(rows, vectors, kind, ai, step, b, acc);
     }
     const fc_finish how = finish_of(finish);
     FC_UNROLL
