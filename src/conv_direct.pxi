@@ -19,7 +19,7 @@ cdef enum:
     SLOTS = 2 * TILE_SLOTS
     SLOT_BYTES = 12 << 10  # of pixels that stay in L1
     COMPRESS = 20  # multiply-adds that a store with a gap takes as long as
-    SLACK = 16  # elements behind the rows of a phase, which the last vector may read or spill into
+    SLACK = 16  # elements behind the rows of a phase, which the last vector, of 16 at most, may read or spill into
 
 cdef struct RowWindow:
     ptrdiff_t h, w  # least tap offsets
@@ -222,18 +222,19 @@ cdef bint depthwise_plane(ConvPlan plan, fc_plane *p):
 
 
 cdef void depthwise_job(ConvPlan plan, const char *x, ptrdiff_t rows, bint spread, DepthwiseJob *j):
-    """What all passes have in common, and the band: as many output rows, or pairs, as let the copy stay in L1."""
+    """What all passes have in common, and the band: as many output rows, or pairs, as let the copy stay in L1, but
+    no less than the tiles have."""
     cdef fc_plane *p = &j.plane
     cdef ptrdiff_t lanes = plan.k.lanes, step = 1 if spread else p.step, per = 2 if spread else 1, in_rows
     j.k, j.es, j.groups, j.rows, j.taps, j.spread = plan.k, plan.es, plan.groups, rows, plan.taps, spread
     j.planes, j.x = plan.n * plan.groups, x
     p.end = x + j.planes * p.in_[0] * p.in_[1] * j.es
-    p.band_cols = p.out[1] // per + 1
+    p.band_cols = p.out[1] // per + per - 1
     p.band_cols = ceil_div(ceil_div(p.band_cols, ceil_div(p.band_cols, BAND_WIDTH)), lanes) * lanes
     p.pitch = (ceil_div(p.band_cols + (p.kernel[1] - 1) // p.step, lanes) + 1) * lanes  # with what vectors spill
     in_rows = BAND_BYTES // (step * p.pitch * j.es)
     p.band_rows = max(<ptrdiff_t>1, min((in_rows - p.kernel[0]) // step // BAND_ROWS,
-                                        ceil_div(p.out[0] // per + 1, BAND_ROWS))) * BAND_ROWS
+                                        ceil_div(p.out[0] // per + per - 1, BAND_ROWS))) * BAND_ROWS
     j.band_size = aligned((((p.band_rows - 1) * step + p.kernel[0]) * step * p.pitch + lanes) * j.es)
 
 

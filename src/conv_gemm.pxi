@@ -336,8 +336,7 @@ cdef inline int finished_activation(int activation) noexcept nogil:
 cdef struct SweepBlock:
     const fc_sweep *s
     const PanelRuns *panel  # of pixels
-    ptrdiff_t panels
-    ptrdiff_t[2] depth, k0, kc, b_stride  # of K, of a slice, of a packed panel of pixels; of each sweep abreast
+    ptrdiff_t[2] depth, kc, b_stride  # of K, of a slice, of a packed panel of pixels; of each sweep abreast
     const char *a[2]  # packed weights of the slice
     char *b[2]  # packed pixels
     bint first, last  # slice
@@ -370,13 +369,15 @@ cdef void sweep_scattered(const SweepJob *j, const SweepBlock *v, const PanelRun
     cdef size_t es = j.es
     cdef ptrdiff_t i, at, here
     cdef int rows, r
+    cdef const char *first = v.a[0] + i0 * v.depth[0] * es
     cdef const char *a
     for i from i0 <= i < i1 by k.mr:
         rows = <int>min(<ptrdiff_t>k.mr, i1 - i)
-        a = v.a[0] + i * v.depth[0] * es
+        a = first + (i - i0) * v.depth[0] * es
         at = i * v.s.out_channel
         k.gemm(v.kc[0], a, v.b[0] + (q - v.panel) * v.b_stride[0] * es, v.tiles, k.nr, rows, <int>q.cols, 0,
-               v.bias + i * es if v.bias != NULL and v.first else NULL, NULL, a + k.mr * v.depth[0] * es)
+               v.bias + i * es if v.bias != NULL and v.first else NULL, NULL,
+               a + k.mr * v.depth[0] * es if i + k.mr < i1 else first)
         k.store_runs(v.s, q.run, q.count, v.tiles, NULL, rows, v.out + at * es, not v.first)
         if v.last and (j.activation or v.residual != NULL):
             for r in range(q.count):
@@ -401,7 +402,8 @@ cdef void sweep_pair(const SweepJob *j, const SweepBlock *v, const PanelRuns *q,
             a = v.a[w] + i * v.depth[w] * es
             tile = v.tiles + (i - i0 if w == 0 else j.blocking.held) * tile_size
             k.gemm(v.kc[w], a, v.b[w] + (q - v.panel) * v.b_stride[w] * es, tile, k.nr, rows, <int>q.cols, 0,
-                   v.bias + i * es if v.bias != NULL and v.first else NULL, NULL, a + k.mr * v.depth[w] * es)
+                   v.bias + i * es if v.bias != NULL and v.first else NULL, NULL,
+                   a + k.mr * v.depth[w] * es if i + k.mr < i1 else v.a[1 - w] + i0 * v.depth[1 - w] * es)
             if w == 1:
                 k.store_runs(v.s, q.run, q.count, v.tiles + (i - i0) * tile_size, tile, rows,
                              v.out + i * v.s.out_channel * es, not v.first)
@@ -466,41 +468,41 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef ptrdiff_t blocks = sweep_blocks(j, s), block = task // row_blocks % blocks, g = task // row_blocks // blocks
     cdef ptrdiff_t pixel0 = block * j.blocking.panels * nr
     cdef ptrdiff_t pixels = min(j.blocking.panels * nr, sweep_pixels(s) - pixel0)
+    cdef ptrdiff_t panels = ceil_div(pixels, nr), k0
     cdef ptrdiff_t row0 = task % row_blocks * j.blocking.rows, row1 = min(row0 + j.blocking.rows, s.rows)
     cdef PanelRuns *q = <PanelRuns *>(scratch + abreast * j.b_size)
     cdef fc_run[64] run
     cdef int w
     cdef SweepBlock v
     v.s, v.panel, v.tiles = s, q, scratch + abreast * j.b_size + j.runs_size
-    v.panels = ceil_div(pixels, nr)
     v.out = j.out + g * s.rows * s.out_channel * es
     v.residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
     v.bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
 
-    for p in reversed(range(v.panels)):
+    for p in reversed(range(panels)):
         q[p].cols = min(nr, pixels - p * nr)
         q[p].count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q[p].cols, run), q[p].run)
         q[p].at = output_offset(s, q[p].run)
         q[p].beside = q[p].count == 1 and s.out_pixel[2] == 1
-        if q[p].beside and p + 1 < v.panels and q[p + 1].beside and q[p + 1].at == q[p].at + nr:
+        if q[p].beside and p + 1 < panels and q[p + 1].beside and q[p + 1].at == q[p].at + nr:
             q[p].beside += q[p + 1].beside
 
     for slice_ in range(slices):
         v.first, v.last = slice_ == 0, slice_ == slices - 1
         for w in range(abreast):
             v.depth[w] = sweep_depth(&s[w])
-            v.k0[w] = slice_start(v.depth[w], slice_, slices)
-            v.kc[w] = slice_start(v.depth[w], slice_ + 1, slices) - v.k0[w]
-            v.a[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w]) + v.k0[w] * k.mr) * es
+            k0 = slice_start(v.depth[w], slice_, slices)
+            v.kc[w] = slice_start(v.depth[w], slice_ + 1, slices) - k0
+            v.a[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w]) + k0 * k.mr) * es
             v.b_stride[w] = v.kc[w] * nr + PANEL_SLACK
             if j.pixels != NULL:
                 v.b[w] = shared_block(j, &s[w], g, block, slice_, slices)
             else:
                 v.b[w] = scratch + w * j.b_size
-                pack_block(j, &s[w], g, pixel0, v.k0[w], v.kc[w], v.b[w])
+                pack_block(j, &s[w], g, pixel0, k0, v.kc[w], v.b[w])
         for i0 from row0 <= i0 < row1 by j.blocking.held:
             p = 0
-            while p < v.panels:
+            while p < panels:
                 if abreast == 2:
                     sweep_pair(j, &v, q + p, i0, min(i0 + j.blocking.held, row1))
                 elif q[p].beside:

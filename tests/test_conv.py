@@ -159,6 +159,10 @@ CASES = [
     ),
     Case("depthwise signals longer than a band", (1, 2, 1, 1100), (2, 1, 1, 5), {"groups": 2, "padding": (0, 2)}),
     Case("depthwise signals longer than a band, stride 2", (1, 2, 1, 2190), (4, 1, 1, 2), {"groups": 2, "stride": 2}),
+    Case("depthwise, rows as long as a band", (1, 2, 8, 512), (2, 1, 3, 3), {"groups": 2, "padding": 1}),
+    Case(
+        "depthwise, rows longer than a band by their padding", (1, 2, 3, 508), (2, 1, 3, 3), {"groups": 2, "padding": 4}
+    ),
     Case("depthwise, rows longer than a band", (1, 2, 5, 1070), (2, 1, 3, 3), {"groups": 2, "padding": 1}),
     Case(
         "depthwise, rows longer than a band, stride 2",

@@ -119,9 +119,9 @@ FC_INLINE void zeros(REAL *dst, ptrdiff_t from, ptrdiff_t to) {
 FC_INLINE ptrdiff_t clipped(ptrdiff_t x, ptrdiff_t lo, ptrdiff_t hi) { return x < lo ? lo : x > hi ? hi : x; }
 
 /* One input row, padded and split into phases: dst[p * phase + i] = src[i * step + p - before], i < pitch, zero outside
- * [0, size).  `readable` elements from src on may be read.  Inlined with a constant step; whole vectors, ascending: what
- * one spills, the next row overwrites, and the last row spills into the slack behind its phase.  Stores to one row after
- * another distract the prefetchers: `fetched` asks for what lies a page ahead. */
+ * [0, size).  `readable` elements from src on may be read.  Inlined with a constant step; whole vectors where they may be
+ * read, ascending: up to a vector is spilled behind the row, which the next row overwrites and the slack behind a phase
+ * or a row takes.  Stores to one row after another distract the prefetchers: `fetched` asks for what lies a page ahead. */
 #define copy_row FC_LOCAL(copy_row)
 FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, const ptrdiff_t step,
                         ptrdiff_t pitch, REAL *dst, ptrdiff_t phase, const int fetched) {

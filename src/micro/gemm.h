@@ -3,7 +3,7 @@
  * Each k loads nr / lanes vectors of B and broadcasts `rows` elements of A, for rows * nr / lanes multiply-adds.  One
  * body serves every size: it is inlined with constant `rows` and `vectors`, so a tail is the same code with fewer
  * accumulators. A is read through one pointer a row; that a panel is packed or that a row is contiguous is known to the
- * compiler.  With contiguous rows, what the next calls read is fetched meanwhile, a line of A and one of B at each k:
+ * compiler.  With contiguous rows, what the next calls read is fetched meanwhile, line by line of A and one of B at each k:
  * rows that lie a power of two apart mislead the hardware's prefetchers, and a third-level cache may be far away.
  *
  * Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. */
@@ -83,7 +83,9 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
         ptrdiff_t k = 0;
         for (; k + FC_STEPS <= len; k += FC_STEPS, b += FC_STEPS * FC_NR) {
             if (kind == GEMM_LINES && FC_MR < 8) { /* rows * len elements and a little more, row by row */
-                __builtin_prefetch(next_a, 0, 3);
+                FC_UNROLL
+                for (int i = 0; i < 8 * FC_STEPS * FC_REAL_BYTES; i += 64)
+                    __builtin_prefetch((const char *)next_a + i, 0, 3);
                 next_a += 8 * FC_STEPS;
                 if ((unfetched -= 8 * FC_STEPS) <= 0) next_a += step - len, unfetched = len;
             }
@@ -97,8 +99,8 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                     FC_UNROLL
                     for (int v = 0; v < vectors * FC_VEC_BYTES; v += 64) /* B streams from the second-level cache */
                         __builtin_prefetch((const char *)(b + (8 + u) * FC_NR) + v, 0, 3);
-                } else if (u == 0)
-                    __builtin_prefetch(next_a + k * FC_MR, 0, 3);
+                } else if (u == 0 || FC_REAL_BYTES == 8) /* a line at least */
+                    __builtin_prefetch(next_a + (k + u) * FC_MR, 0, 3);
                 gemm_step(rows, vectors, kind, ai, step, b + u * FC_NR, acc);
             }
             if (kind == GEMM_LINES) next_b += FC_STEPS * next_step;

@@ -99,7 +99,7 @@ typedef struct {
     ptrdiff_t band_rows, band_cols; /* outputs (pairs, where a gradient is spread) whose inputs are copied at once */
     ptrdiff_t pitch;                /* of the copy */
     void *band;                     /* the copy */
-    const void *end;                /* of all planes: what lies before may be read */
+    const void *end;                /* of all planes: vectors may be read up to it */
 } fc_plane;
 
 /* Where the indices of consecutive outputs o may lie: less than extent[o] behind the first element of a row of the
