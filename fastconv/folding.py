@@ -39,18 +39,8 @@ class FusedConv2d(Conv2d):
         if self._packed is None or self._packed.raw is not weight:
             self._packed = PackedWeight(weight)
             self.weight.data = self._packed.raw  # read-only: what was packed cannot be changed unnoticed
-        return functional.conv2d(
-            x,
-            self._packed,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            padding_mode=self.padding_mode,
-            activation=self.activation,
-            residual=residual,
-        )
+        options = self._options()
+        return functional.conv2d(x, self._packed, bias, **options, activation=self.activation, residual=residual)
 
     def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
         raise RuntimeError("FusedConv2d.backward: it is for inference; train the model that was folded")

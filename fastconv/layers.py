@@ -397,8 +397,13 @@ class _Conv(_OfRank, _Weighted):
                 raise ValueError(f"{name}: {argument} must be divisible by groups = {groups}, got {channels}")
 
     def _options(self) -> dict[str, Any]:
-        names = "stride", "padding", "dilation", "groups", "padding_mode"
-        return {name: getattr(self, name) for name in names}
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "padding_mode": self.padding_mode,
+        }
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         y = self._forward(x, *self._values(), **self._options())

@@ -36,14 +36,14 @@ class Kernel(NamedTuple):
     code: list[tuple[int, str]]
 
     def hot_loops(self):
-        """The spans of backward jumps that hold the multiply-adds of a full tile, little else and no loop."""
+        """The spans of backward jumps that hold a full tile of multiply-adds, little else and no loop inside them."""
         jumps = [(int(match[1], 16), at) for at, text in self.code if (match := JUMP.match(text))]
         loops = [(to, at) for to, at in jumps if self.code[0][0] <= to < at and self.multiplies(to, at)]
         inner = [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
         spans = [
             [text for at, text in self.code if to <= at <= end]
             for to, end in inner
-            if self.multiplies(to, end) == self.tile
+            if self.multiplies(to, end) >= self.tile
         ]
         return [span for span in spans if len(span) <= 6 * self.tile]  # longer ones enclose tails out of line
 
