@@ -359,18 +359,50 @@ cdef inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) noexcept nogil:
 ctypedef void (*task_t)(void *job, ptrdiff_t task, char *scratch) noexcept nogil
 
 
+cdef extern from *:
+    """
+    /* A thread's share of the tasks, on a cache line of its own */
+    typedef struct { ptrdiff_t next, end; char line[64 - 2 * sizeof(ptrdiff_t)]; } fc_share;
+    static ptrdiff_t fc_take(fc_share *share) { return __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED); }
+    """
+    ctypedef struct fc_share:
+        ptrdiff_t next, end
+    ptrdiff_t fc_take(fc_share *share) noexcept nogil
+
+
+cdef enum:
+    SHARES = 64
+
+
+cdef void run_shares(task_t task, void *job, fc_share *share, int shares, int thread, char *scratch) noexcept nogil:
+    """A thread's own share of the tasks, then what is left of the others'."""
+    cdef ptrdiff_t i
+    cdef int s
+    for s in range(thread, thread + shares):
+        i = fc_take(&share[s % shares])
+        while i < share[s % shares].end:
+            task(job, i, scratch)
+            i = fc_take(&share[s % shares])
+
+
 cdef void run_tasks(task_t task, void *job, ptrdiff_t tasks, int threads, char *scratch,
                     size_t scratch_size) noexcept nogil:
-    """Run tasks 0 .. tasks - 1; each thread has a scratch of its own."""
+    """Run tasks 0 .. tasks - 1; each thread has a scratch of its own.
+
+    A thread starts with a stretch of the tasks, the same in every call, so that what it wrote in one layer is in its
+    caches in the next; then it helps others with theirs.
+    """
     cdef ptrdiff_t i
-    cdef int n = <int>min(<ptrdiff_t>threads, tasks)
+    cdef int n = <int>min(<ptrdiff_t>threads, tasks), shares = min(n, <int>SHARES), s
+    cdef fc_share[SHARES] share
     if n <= 1:
         for i in range(tasks):
             task(job, i, scratch)
         return
+    for s in range(shares):
+        share[s].next, share[s].end = tasks * s // shares, tasks * (s + 1) // shares
     with parallel(num_threads=n):
-        for i in prange(tasks, schedule="dynamic"):
-            task(job, i, scratch + <size_t>threadid() * scratch_size)
+        run_shares(task, job, share, shares, threadid(), scratch + <size_t>threadid() * scratch_size)
 
 
 cdef void run_flushed(task_t task, void *job, ptrdiff_t tasks, int threads, char *scratch,
