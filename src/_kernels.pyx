@@ -77,6 +77,12 @@ cdef extern from "micro.h" nogil:
         ptrdiff_t height, width, row, col
         ptrdiff_t *step
 
+    ctypedef struct fc_copy:
+        ptrdiff_t height, width
+        ptrdiff_t *step
+        ptrdiff_t left, columns, row, phase
+        const void *end
+
     ctypedef struct fc_plane:
         ptrdiff_t *in_ "in"
         ptrdiff_t *out
@@ -173,8 +179,7 @@ cdef extern from "micro.h" nogil:
                        void *,
                        ptrdiff_t, ptrdiff_t, const void *,
                        const fc_finish *) noexcept nogil
-        void (*copy_phases)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
-                            ptrdiff_t) noexcept nogil
+        void (*copy_rows)(const fc_copy *, const void *, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
         void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
                            const ptrdiff_t *,
                            void *) noexcept nogil

@@ -49,21 +49,18 @@ cdef RowWindow row_window(const fc_sweep *sweep, int sweeps, ptrdiff_t out_rows)
     return v
 
 
-cdef void copy_rows(kernels_t k, size_t es, const fc_sweep *s, const RowWindow *v, const char *x, ptrdiff_t h0,
-                    ptrdiff_t out_rows,
-                    char *rows) noexcept nogil:
-    """Input rows under output rows h0 .. h0 + out_rows of one image, channels of a group."""
-    cdef ptrdiff_t c, i, p, h, at, first = h0 * s.step[1] + v.h
+cdef void copy_rows(kernels_t k, size_t es, const fc_sweep *s, const RowWindow *v, const char *x, ptrdiff_t n,
+                    ptrdiff_t g, ptrdiff_t h0, ptrdiff_t out_rows, char *rows) noexcept nogil:
+    """Input rows under output rows h0 .. h0 + out_rows of an image, channels of a group."""
+    cdef fc_copy copy
+    cdef ptrdiff_t c, first = h0 * s.step[1] + v.h, count = (out_rows - 1) * s.step[1] + v.rows + 1
+    cdef size_t plane = s.in_[1] * s.in_[2] * es
+    copy.height, copy.width, copy.left, copy.columns = s.in_[1], s.in_[2], v.w, v.pitch
+    copy.step[0], copy.step[1], copy.row, copy.phase = s.step[1], s.step[2], v.pitch, v.phase
+    copy.end = x + s.n * s.in_image * es
+    x += n * s.in_image * es + g * s.channels * plane
     for c in range(s.channels):
-        for i in range((out_rows - 1) * s.step[1] + v.rows + 1):
-            h = first + i
-            at = c * v.plane + i % s.step[1] * s.step[2] * v.phase + i // s.step[1] * v.pitch
-            if 0 <= h < s.in_[1]:
-                k.copy_phases(x + (c * s.in_[1] + h) * s.in_[2] * es, s.in_[2],
-                              (s.in_[1] - h) * s.in_[2], -v.w, s.step[2], v.pitch, rows + at * es, v.phase)
-            else:
-                for p in range(s.step[2]):
-                    memset(rows + (at + p * v.phase) * es, 0, v.pitch * es)
+        k.copy_rows(&copy, x + c * plane, first, count, rows + c * v.plane * es)
 
 
 cdef inline ptrdiff_t row_offset(const fc_sweep *s, const RowWindow *v, ptrdiff_t tap) noexcept nogil:
@@ -122,8 +119,7 @@ cdef void direct_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef int i
     for i in range(j.sweeps):
         height = max(height, s[i].out[1])
-    copy_rows(j.k, j.es, s, &v, j.x + (n * s.in_image + g * s.channels * s.in_[1] * s.in_[2]) * j.es, h0,
-              min(j.direct_rows, height - h0), scratch)
+    copy_rows(j.k, j.es, s, &v, j.x, n, g, h0, min(j.direct_rows, height - h0), scratch)
     for i in range(j.sweeps):
         if h0 < s[i].out[1]:
             direct_sweep(j, s + i, &v, g, n, h0, scratch)
@@ -272,8 +268,8 @@ cdef void depthwise_task(void *job_, ptrdiff_t task, char *scratch) noexcept nog
 cdef int run_depthwise(DepthwiseJob *j, double flops) except -1:
     cdef fc_plane *p = &j.plane
     cdef int threads = threads_for(DEPTHWISE_WORK * flops)
-    j.blocks = 1 if j.spread else max(<ptrdiff_t>1, min(16 // j.planes, p.out[0] // 8))
-    j.block_rows = ceil_div(ceil_div(p.out[0], j.blocks), 8) * 8
+    j.blocks = 1 if j.spread else max(<ptrdiff_t>1, min(16 // j.planes, p.out[0] // BAND_ROWS))
+    j.block_rows = ceil_div(ceil_div(p.out[0], j.blocks), BAND_ROWS) * BAND_ROWS
     j.blocks = ceil_div(p.out[0], j.block_rows)
     j.task_planes = max(<ptrdiff_t>1, min(8192 // (p.out[0] * p.out[1]), j.planes // 16))
     cdef Arena arena = lease(threads * j.band_size)
@@ -408,8 +404,7 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
     for n in range(s.n * share // j.shares, s.n * (share + 1) // j.shares):
         for h0 from 0 <= h0 < s.out[1] by j.direct_rows:
             out_rows = min(j.direct_rows, s.out[1] - h0)
-            copy_rows(j.k, es, s, &v, j.x + (n * s.in_image + g * s.channels * s.in_[1] * s.in_[2]) * es, h0, out_rows,
-                      scratch)
+            copy_rows(j.k, es, s, &v, j.x, n, g, h0, out_rows, scratch)
             for oc in range(s.rows):
                 for c in range(s.channels):
                     j.k.direct_dot(<int>s.ntaps, out_rows, s.out[2],

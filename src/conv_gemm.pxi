@@ -635,9 +635,12 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
     cdef ptrdiff_t *row = <ptrdiff_t *>(scratch + j.b_size + j.x_size)
     cdef ptrdiff_t *run = row + ics * j.taps
     cdef ptrdiff_t pixels = units * length, xrow = 0, px = 0, u = 0, v, n, d, h, w, c, i
-    cdef ptrdiff_t kd, kh, kw, id_, ih, span, rows, cols, panel
+    cdef ptrdiff_t kd, kh, kw, id_, span, rows, together, cols, panel
     cdef const char *src
     cdef char *dst
+    cdef fc_copy copy
+    copy.width, copy.columns, copy.row, copy.phase = j.in_[2], j.pitch, j.pitch, 0
+    copy.step[0], copy.step[1], copy.end = 1, 1, j.x + j.n * j.groups * j.ic * iplane * es
 
     while u < units:  # a section at a time
         h = (unit + u) % j.out[1]
@@ -661,20 +664,17 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
                           + w * j.stride[2])
         span = (j.kernel[1] - 1) * j.dilation[1] + 1
         rows = (v - 1) * j.row_step + span
+        together = v if j.row_step == j.stride[1] else 1  # units whose rows follow one another
+        copy.left = w * j.stride[2] - j.pad[2]
         for kd in range(0 if j.in_place else j.kernel[0]):
             id_ = d * j.stride[0] - j.pad[0] + kd * j.dilation[0]
+            copy.height = j.in_[1] if 0 <= id_ < j.in_[0] else 0
             for c in range(ics):
                 src = j.x + (((n * j.groups + g) * j.ic + ic0 + c) * iplane + id_ * j.in_[1] * j.in_[2]) * es
                 dst = xp + ((kd * ics + c) * j.plane + xrow * j.pitch) * es
-                for i in range(rows):
-                    ih = h * j.stride[1] - j.pad[1] + i
-                    if j.row_step < j.stride[1]:
-                        ih += i // span * (j.stride[1] - span)
-                    if 0 <= id_ < j.in_[0] and 0 <= ih < j.in_[1]:
-                        k.copy_phases(src + ih * j.in_[2] * es, j.in_[2], (j.in_[1] - ih) * j.in_[2],
-                                      j.pad[2] - w * j.stride[2], 1, j.pitch, dst + i * j.pitch * es, 0)
-                    else:
-                        memset(dst + i * j.pitch * es, 0, j.pitch * es)
+                for i from 0 <= i < v by together:
+                    k.copy_rows(&copy, src, (h + i) * j.stride[1] - j.pad[1], (together - 1) * j.row_step + span,
+                                dst + i * j.row_step * j.pitch * es)
         for i in range(0 if j.in_place else v):
             run[u + i] = (xrow + i * j.row_step) * j.pitch
         xrow += rows

@@ -27,14 +27,8 @@ enum { FC_LOCAL(plane_height) = 4, FC_LOCAL(narrow_height) = 8 }; /* rows of a t
 #define copy_band FC_LOCAL(copy_band)
 FC_INLINE void copy_band(const int step, const fc_plane *p, const REAL *x, ptrdiff_t first, ptrdiff_t rows,
                          ptrdiff_t left, ptrdiff_t count) {
-    const ptrdiff_t height = p->in[0], width = p->in[1], pitch = p->pitch;
-    const REAL *end = p->end, *src = x + first * width;
-    REAL *dst = p->band;
-    for (ptrdiff_t h = first; h < first + rows; h++, src += width, dst += step * pitch)
-        if (h >= 0 && h < height)
-            copy_row(src, width, end - src, -left, step, count, dst, pitch, 0);
-        else
-            zeros(dst, 0, step * pitch - FC_LANES);
+    const fc_copy copy = {p->in[0], p->in[1], {1, step}, left, count, step * p->pitch, p->pitch, p->end};
+    copy_plane(step, 0, &copy, x, first, rows, p->band);
 }
 
 /* Kept apart, or it would be compiled once for each K, with few registers left */

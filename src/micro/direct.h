@@ -163,14 +163,35 @@ FC_INLINE void copy_row(const REAL *src, ptrdiff_t size, ptrdiff_t readable, ptr
     for (ptrdiff_t p = 0; p < step; p++) zeros(dst + p * phase, ceil_div(lead + n - p, step), pitch);
 }
 
-static void FC_KERNEL(copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before,
-                                   ptrdiff_t step, ptrdiff_t pitch, void *dst, ptrdiff_t phase) {
-    if (step == 1)
-        copy_row(src, size, readable, before, 1, pitch, dst, phase, 1);
-    else if (step == 2)
-        copy_row(src, size, readable, before, 2, pitch, dst, phase, 1);
+/* Rows [first, first + rows) of a plane, zeros outside it:
+ *
+ *     dst[i % step][p][i / step] = phase p of row first + i        [phase along h][phase along w][row][column] */
+#define copy_plane FC_LOCAL(copy_plane)
+FC_INLINE void copy_plane(const ptrdiff_t step, const int fetched, const fc_copy *copy, const REAL *plane,
+                          ptrdiff_t first, ptrdiff_t rows, REAL *dst) {
+    const REAL *end = copy->end, *src = plane + first * copy->width;
+    REAL *to = dst;
+    ptrdiff_t phase = 0;
+    for (ptrdiff_t h = first; h < first + rows; h++, src += copy->width) {
+        if (h >= 0 && h < copy->height)
+            copy_row(src, copy->width, end - src, -copy->left, step, copy->columns, to, copy->phase, fetched);
+        else
+            for (ptrdiff_t p = 0; p < step; p++) zeros(to + p * copy->phase, 0, copy->columns);
+        to += step * copy->phase;
+        if (++phase == copy->step[0]) {
+            phase = 0;
+            to = dst += copy->row;
+        }
+    }
+}
+
+static void FC_KERNEL(copy_rows)(const fc_copy *copy, const void *plane, ptrdiff_t first, ptrdiff_t rows, void *dst) {
+    if (copy->step[1] == 1)
+        copy_plane(1, 1, copy, plane, first, rows, dst);
+    else if (copy->step[1] == 2)
+        copy_plane(2, 1, copy, plane, first, rows, dst);
     else
-        copy_row(src, size, readable, before, step, pitch, dst, phase, 1);
+        copy_plane(copy->step[1], 1, copy, plane, first, rows, dst);
 }
 
 /* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel + offset[t]]: a weight gradient's taps, lanes

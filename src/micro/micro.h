@@ -89,6 +89,15 @@ typedef struct {
     ptrdiff_t height, width, row, col, step[2];
 } fc_image;
 
+/* A padded copy of rows of a plane, phases modulo the step apart; see copy_rows. */
+typedef struct {
+    ptrdiff_t height, width; /* of the plane */
+    ptrdiff_t step[2], left; /* along h, w; the column that the first phase starts with */
+    ptrdiff_t columns;       /* of a phase */
+    ptrdiff_t row, phase;    /* in the copy: between rows of a phase, between phases */
+    const void *end;         /* of all planes: vectors may be read up to it */
+} fc_copy;
+
 /* A depthwise convolution's plane; see depthwise.h. */
 typedef struct {
     ptrdiff_t in[2], out[2]; /* extents h, w */
@@ -227,8 +236,7 @@ typedef struct {
     void (*direct)(int rows, ptrdiff_t slots, ptrdiff_t depth, const void *a, const void *b, const ptrdiff_t *offset,
                    const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias,
                    const fc_finish *finish);
-    void (*copy_phases)(const void *src, ptrdiff_t size, ptrdiff_t readable, ptrdiff_t before, ptrdiff_t step,
-                        ptrdiff_t pitch, void *dst, ptrdiff_t phase);
+    void (*copy_rows)(const fc_copy *copy, const void *plane, ptrdiff_t first, ptrdiff_t rows, void *dst);
     void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
                        ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
 
