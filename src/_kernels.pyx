@@ -20,7 +20,7 @@ a driver turns their memory into a job - a struct of pointers and sizes - and ru
 computes what depends on the geometry alone and every task sums in a fixed order, so results are bitwise equal for any
 number of threads.
 """
-from cython.parallel cimport parallel, prange, threadid
+from cython.parallel cimport parallel, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc

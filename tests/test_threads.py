@@ -76,6 +76,14 @@ def test_any_number_of_threads_gives_the_same_bits(name, isa, dtype):
             assert_same_bits(compute(), expected)
 
 
+def test_more_threads_than_shares_of_the_tasks(dtype):
+    compute = convolution("many pixels, small weights", dtype)
+    with fastconv.threads(1):
+        expected = compute()
+    with fastconv.threads(70):
+        assert_same_bits(compute(), expected)
+
+
 def test_the_same_call_twice_gives_the_same_bits(isa):
     for name in CONVOLUTIONS:
         compute = convolution(name)
