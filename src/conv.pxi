@@ -38,7 +38,8 @@ cdef bint is_product(ConvPlan plan, bint gradient) noexcept:
     of the work; the input gradient, where each tap serves one pixel alone."""
     if gradient:
         return is_full(plan) and not plan.winograd_gradient.r and not plan.direct_gradient_rows
-    return is_full(plan) and plan.n <= DOT_ROWS and not plan.winograd_output.r and not plan.direct_rows
+    return (is_full(plan) and takes_dots(plan.n, plan.weight_size * plan.es) and not plan.winograd_output.r
+            and not plan.direct_rows)
 
 
 cdef ProductJob full_product(ConvPlan plan, ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, const char *a, const char *b,

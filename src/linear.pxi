@@ -62,24 +62,35 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
 
 
 cdef enum:
-    DOT_ROWS = 4  # of A, at most
+    DOT_ROWS = 4  # of A, at most, or
+    MORE_DOT_ROWS = 8  # where B stays in a cache:
+    KEPT_B = 4 << 20  # bytes
     DOTS = 9  # columns that share the loads of a row of A
     DOT_COLS = 36  # a task
+    DOT_DEPTH = 512  # of what columns stay in L1 while several rows of A meet them
+
+
+cdef inline bint takes_dots(ptrdiff_t rows, size_t b_size) noexcept nogil:
+    """Whether dot products are the better way for so few rows of A and so many bytes of B."""
+    return rows <= (MORE_DOT_ROWS if b_size <= KEPT_B else DOT_ROWS)
 
 
 cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: DOT_COLS columns of C."""
     cdef ProductJob *j = <ProductJob *>job_
     cdef ptrdiff_t[DOTS] column
-    cdef ptrdiff_t col0 = task * DOT_COLS, cols = min(<ptrdiff_t>DOT_COLS, j.n - col0), i, p
+    cdef ptrdiff_t col0 = task * DOT_COLS, cols = min(<ptrdiff_t>DOT_COLS, j.n - col0), i, p, k0
+    cdef ptrdiff_t depth = j.depth if j.m == 1 else DOT_DEPTH
     for p in range(DOTS):
         column[p] = p * j.ldb
     for i in range(j.m):
         memset(j.c + (i * j.ldc + col0) * j.es, 0, cols * j.es)
     for p from 0 <= p < cols by DOTS:
-        for i in range(j.m):
-            j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, j.depth, j.a + i * j.a_row * j.es, 0,
-                           j.b + (col0 + p) * j.ldb * j.es, 0, column, j.c + (i * j.ldc + col0 + p) * j.es)
+        for k0 from 0 <= k0 < j.depth by depth:
+            for i in range(j.m):
+                j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, min(depth, j.depth - k0),
+                               j.a + (i * j.a_row + k0) * j.es, 0, j.b + ((col0 + p) * j.ldb + k0) * j.es, 0, column,
+                               j.c + (i * j.ldc + col0 + p) * j.es)
     if j.bias != NULL or j.residual != NULL or j.activation:
         j.k.epilogue(j.c + col0 * j.es, j.ldc, <int>j.m, <int>cols, NULL if j.bias == NULL else j.bias + col0 * j.es,
                      NULL if j.residual == NULL else j.residual + col0 * j.es, j.activation, j.slope)
@@ -96,7 +107,7 @@ cdef int run_product(ProductJob *j) except -1:
     cdef int threads = threads_for(flops)
     if j.m == 0 or j.n == 0:
         return 0
-    if j.m <= DOT_ROWS and j.a_step == 1 and j.b_transposed:
+    if takes_dots(j.m, j.n * j.depth * j.es) and j.a_step == 1 and j.b_transposed:
         with nogil:
             run_dots(j, threads)
         return 0
