@@ -371,7 +371,7 @@ cdef extern from *:
 
 
 cdef enum:
-    SHARES = 64
+    SHARES = 64  # at most; more threads begin where others did
 
 
 cdef void run_shares(task_t task, void *job, fc_share *share, int shares, int thread, char *scratch) noexcept nogil:

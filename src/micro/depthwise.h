@@ -2,8 +2,8 @@
  *
  *     y[r][o] = bias + sum over i, j of w[i][j] * x[r * step + top + i][o * step + left + j]      zero outside the image
  *
- * The input rows of a band of outputs are copied first, to L1 unless filters are large: padded, and at step 2 the even columns apart from the odd
- * ones, so that all that a tile loads are plain contiguous vectors:
+ * The input rows of a band of outputs are copied first, to L1 unless filters are large: padded, and at step 2 the even
+ * columns apart from the odd ones, so that all that a tile loads are plain contiguous vectors:
  *
  *     step 1   | . x0 x1 x2 x3 ... . . |              step 2   | . x1 x3 ... . . | x0 x2 x4 ... . . |
  *                pitch                                           pitch             pitch

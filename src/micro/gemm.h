@@ -3,8 +3,9 @@
  * Each k loads nr / lanes vectors of B and broadcasts `rows` elements of A, for rows * nr / lanes multiply-adds.  One
  * body serves every size: it is inlined with constant `rows` and `vectors`, so a tail is the same code with fewer
  * accumulators. A is read through one pointer a row; that a panel is packed or that a row is contiguous is known to the
- * compiler.  With contiguous rows, what the next calls read is fetched meanwhile, line by line of A and one of B at each k:
- * rows that lie a power of two apart mislead the hardware's prefetchers, and a third-level cache may be far away.
+ * compiler.  With contiguous rows, what the next calls read is fetched meanwhile, line by line of A and one of B at
+ * each k: rows that lie a power of two apart mislead the hardware's prefetchers, and a third-level cache may be far
+ * away.
  *
  * Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. */
 
