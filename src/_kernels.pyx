@@ -140,8 +140,8 @@ cdef extern from "micro.h" nogil:
                             void *, ptrdiff_t) noexcept nogil
         void (*store_runs)(const fc_sweep *, const fc_run *, int, const void *, const void *, int, void *,
                            int) noexcept nogil
-        void (*pack_transposed)(const void *, ptrdiff_t, int, ptrdiff_t, void *, void *) noexcept nogil
-        void (*pack_rows)(const void *, ptrdiff_t, int, ptrdiff_t, void *) noexcept nogil
+        void (*pack_transposed)(int, const void *, ptrdiff_t, int, ptrdiff_t, void *, void *) noexcept nogil
+        void (*pack_rows)(int, const void *, ptrdiff_t, int, ptrdiff_t, void *) noexcept nogil
         void (*transpose)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t) noexcept nogil
         void (*epilogue)(void *, ptrdiff_t, int, int, const void *, const void *, int, double) noexcept nogil
         void (*add)(ptrdiff_t, const void *, void *) noexcept nogil

@@ -44,11 +44,11 @@ cdef bint is_product(ConvPlan plan, bint gradient) noexcept:
 
 cdef ProductJob full_product(ConvPlan plan, ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, const char *a, const char *b,
                              char *c) noexcept:
-    """C[m][n] = A[m][depth] * B, which is stored [depth][n]."""
+    """C[m][n] = A[m][depth] * B[depth][n], as they are stored."""
     cdef ProductJob j
     memset(&j, 0, sizeof(j))
     j.k, j.es, j.m, j.n, j.depth, j.a, j.b, j.c = plan.k, plan.es, m, n, depth, a, b, c
-    j.a_row, j.a_step, j.ldb, j.ldc = depth, 1, n, n
+    j.a_row, j.a_step, j.b_col, j.b_step, j.ldc = depth, 1, 1, n, n
     return j
 
 
@@ -57,7 +57,8 @@ cdef void conv_dots(ConvPlan plan, const char *x, const char *weight, const char
     """Y[n][oc] = dot products of the images with the filters."""
     cdef ProductJob j = full_product(plan, plan.n, plan.oc, plan.ic * plan.taps, x, weight, out)
     cdef int threads = threads_for(plan.flops)
-    j.ldb, j.bias, j.residual, j.activation, j.slope = j.depth, bias, residual, activation, slope
+    j.b_col, j.b_step = j.depth, 1
+    j.bias, j.residual, j.activation, j.slope = bias, residual, activation, slope
     with nogil:
         run_dots(&j, threads)
 

@@ -654,11 +654,12 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
                                    + (d * j.out[1] + h) * j.out[2] + w) * es
             dst = b + (panel * pixels + px * nr) * es
             if j.chunks == 1:  # the section's rows are one stretch of dY
-                k.pack_transposed(src, oplane, <int>cols, v * length, dst, NULL if sums == NULL else sums + panel * es)
+                k.pack_transposed(<int>nr, src, oplane, <int>cols, v * length, dst,
+                                  NULL if sums == NULL else sums + panel * es)
             else:
                 for i in range(v):
-                    k.pack_transposed(src + i * j.out[2] * es, oplane, <int>cols, length, dst + i * length * nr * es,
-                                      NULL if sums == NULL else sums + panel * es)
+                    k.pack_transposed(<int>nr, src + i * j.out[2] * es, oplane, <int>cols, length,
+                                      dst + i * length * nr * es, NULL if sums == NULL else sums + panel * es)
         for i in range(v if j.in_place else 0):
             run[u + i] = (n * j.groups * j.ic * iplane + (d * j.stride[0] * j.in_[1] + (h + i) * j.stride[1]) * j.in_[2]
                           + w * j.stride[2])

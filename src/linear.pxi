@@ -1,8 +1,16 @@
 """Fully connected layers: y = x W^T + b, dx = dy W, dW = dy^T x, on the convolution's micro-kernel.
 
-All three are C[m][n] = sum_k A(m, k) * B(k, n) with A read in place through its strides and B packed by each task, from
-rows (B[k][n] as it lies) or from columns (B[n][k], transposed while packing).  For few rows of A packing would be most
-of the work: where both lie along k, elements of C are dot products, which read B once and pack nothing.
+All three are C[m][n] = sum_k A(m, k) * B(k, n), A and B packed from lines that run along k or across it:
+
+    for some slices of K:
+        pack all of B, [slice][panel][kc][nr]            (a single block of rows: each task packs what it needs)
+        for each block of rows and columns of C, a task:
+            for each slice, for each row panel of the block:
+                pack A[kc][mr], which stays in L1        (or read it in place, where few columns would share it)
+                C[mr][columns] += A * B                  B streams from L2, C is written line by line
+
+For few rows of A packing B would be most of the work: where both lie along k, elements of C are dot products, which
+read B once and pack nothing.
 
 NumPy's BLAS would bring threads of its own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms
 when it alternates with a parallel region.
@@ -13,17 +21,68 @@ cdef struct ProductJob:
     size_t es
     ptrdiff_t m, n, depth
     const char *a
-    ptrdiff_t a_row, a_step  # element (i, k) of A is a[i * a_row + k * a_step]
+    ptrdiff_t a_row, a_step  # element (i, k) of A is a[i * a_row + k * a_step]; one of the two is 1
     const char *b
-    ptrdiff_t ldb
-    bint b_transposed  # B is stored [n][k]
+    ptrdiff_t b_col, b_step  # element (k, p) of B is b[p * b_col + k * b_step]; likewise
     char *c
     ptrdiff_t ldc
-    ptrdiff_t kc, cols, rows  # length of a K slice, columns and rows a task
+    ptrdiff_t slices, cols, rows  # of K; columns and rows a task
+    ptrdiff_t slice0, slice1  # of K that are multiplied together
+    bint in_place  # A
+    char *packed  # those of B, [slice][panel][k][nr]; NULL: each task packs what it needs, slice by slice
+    size_t b_size  # part of a thread's scratch, in bytes
     const char *bias  # one a column
     const char *residual  # of the layout of C, for dot products alone
     int activation
     double slope
+
+
+cdef enum:
+    DEPTH = 384  # of a slice of K
+    ONE_BLOCK = 43  # row panels that are not worth packing B by all threads for all
+    ROW_PANELS = 8  # of a block, at least: so few hardly wait for B to be packed
+    LEAST_COLS = 7  # panels of B for which a row panel of A is packed
+    LEAST_DEPTH = 129  # below which C is most of the traffic, and had better be written as A is read, in place
+    PRODUCT_TASKS = 16
+    PACKED_B = 2 << 20  # bytes of B that are packed before they are multiplied,
+    TASK_B = 512 << 10  # and by a task
+    PACKED_LINES = 16  # across K: panels side by side share them
+
+
+cdef void pack_panels(const ProductJob *j, const char *src, ptrdiff_t line, ptrdiff_t step, ptrdiff_t width,
+                      ptrdiff_t count, ptrdiff_t kc, char *dst) noexcept nogil:
+    """Panels [kc][width] of `count` rows of A or columns of B, `line` apart, from elements k that are `step` apart."""
+    cdef size_t es = j.es
+    cdef ptrdiff_t p, k0
+    if step == 1:
+        for p from 0 <= p < count by width:
+            j.k.pack_transposed(<int>width, src + p * line * es, line, <int>min(width, count - p), kc,
+                                dst + p * kc * es, NULL)
+        return
+    for k0 from 0 <= k0 < kc by PACKED_LINES:
+        for p from 0 <= p < count by width:
+            j.k.pack_rows(<int>width, src + (p + k0 * step) * es, step, <int>min(width, count - p),
+                          min(<ptrdiff_t>PACKED_LINES, kc - k0), dst + (p * kc + k0 * width) * es)
+
+
+cdef void pack_columns(const ProductJob *j, ptrdiff_t slice_, ptrdiff_t col0, char *b) noexcept nogil:
+    """Panels of B: a slice of K of the block of columns from `col0` on."""
+    cdef ptrdiff_t k0 = slice_start(j.depth, slice_, j.slices), kc = slice_start(j.depth, slice_ + 1, j.slices) - k0
+    pack_panels(j, j.b + (col0 * j.b_col + k0 * j.b_step) * j.es, j.b_col, j.b_step, j.k.nr, min(j.cols, j.n - col0),
+                kc, b)
+
+
+cdef inline char *packed_columns(const ProductJob *j, ptrdiff_t slice_, ptrdiff_t col0) noexcept nogil:
+    cdef ptrdiff_t k0 = slice_start(j.depth, slice_, j.slices), kc = slice_start(j.depth, slice_ + 1, j.slices) - k0
+    k0 -= slice_start(j.depth, j.slice0, j.slices)
+    return j.packed + (k0 * ceil_div(j.n, j.k.nr) * j.k.nr + col0 * kc) * j.es
+
+
+cdef void pack_columns_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: a slice of K of a block of columns."""
+    cdef ProductJob *j = <ProductJob *>job_
+    cdef ptrdiff_t blocks = ceil_div(j.n, j.cols), slice_ = j.slice0 + task // blocks, col0 = task % blocks * j.cols
+    pack_columns(j, slice_, col0, packed_columns(j, slice_, col0))
 
 
 cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -31,34 +90,38 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef ProductJob *j = <ProductJob *>job_
     cdef kernels_t k = j.k
     cdef size_t es = j.es
-    cdef ptrdiff_t nr = k.nr, col_blocks = ceil_div(j.n, j.cols)
-    cdef ptrdiff_t col0 = task % col_blocks * j.cols, col1 = min(col0 + j.cols, j.n)
-    cdef ptrdiff_t row0 = task // col_blocks * j.rows, row1 = min(row0 + j.rows, j.m)
-    cdef ptrdiff_t slices = max(<ptrdiff_t>1, ceil_div(j.depth, j.kc)), slice_, k0, kc, i, p, zero = 0
+    cdef ptrdiff_t blocks = ceil_div(j.n, j.cols), col0 = task % blocks * j.cols, cols = min(j.cols, j.n - col0)
+    cdef ptrdiff_t row0 = task // blocks * j.rows, row1 = min(row0 + j.rows, j.m)
+    cdef ptrdiff_t slice_, k0, kc, i, p, zero = 0
     cdef ptrdiff_t[16] row
-    cdef int rows, cols
-    cdef char *b
+    cdef int rows
+    cdef const char *a
+    cdef char *panel = scratch + j.b_size
+    cdef char *b = scratch
+    cdef char *c
     for i in range(16):
         row[i] = i * j.a_row
-    for slice_ in range(slices):
-        k0 = j.depth * slice_ // slices
-        kc = j.depth * (slice_ + 1) // slices - k0
-        for p from col0 <= p < col1 by nr:
-            cols = <int>min(nr, col1 - p)
-            b = scratch + (p - col0) * kc * es
-            if j.b_transposed:
-                k.pack_transposed(j.b + (p * j.ldb + k0) * es, j.ldb, cols, kc, b, NULL)
-            else:
-                k.pack_rows(j.b + (k0 * j.ldb + p) * es, j.ldb, cols, kc, b)
+    for slice_ in range(j.slice0, j.slice1):
+        k0 = slice_start(j.depth, slice_, j.slices)
+        kc = slice_start(j.depth, slice_ + 1, j.slices) - k0
+        if j.packed == NULL:
+            pack_columns(j, slice_, col0, b)
+        else:
+            b = packed_columns(j, slice_, col0)
         for i from row0 <= i < row1 by k.mr:
             rows = <int>min(<ptrdiff_t>k.mr, row1 - i)
-            for p from col0 <= p < col1 by nr:
-                cols = <int>min(nr, col1 - p)
-                k.gemm_rows(1, &zero, kc, j.a + (i * j.a_row + k0 * j.a_step) * es, row, j.a_step,
-                            scratch + (p - col0) * kc * es, j.c + (i * j.ldc + p) * es, j.ldc, rows, cols, slice_ > 0)
-                if slice_ == slices - 1 and (j.bias != NULL or j.activation):
-                    k.epilogue(j.c + (i * j.ldc + p) * es, j.ldc, rows, cols,
-                               NULL if j.bias == NULL else j.bias + p * es, NULL, j.activation, j.slope)
+            a = j.a + (i * j.a_row + k0 * j.a_step) * es
+            c = j.c + (i * j.ldc + col0) * es
+            if j.in_place:
+                for p from 0 <= p < cols by k.nr:
+                    k.gemm_rows(1, &zero, kc, a, row, j.a_step, b + p * kc * es, c + p * es, j.ldc, rows,
+                                <int>min(<ptrdiff_t>k.nr, cols - p), slice_ > 0)
+            else:
+                pack_panels(j, a, j.a_row, j.a_step, k.mr, rows, kc, panel)
+                k.gemm_panels(kc, panel, 0, rows, b, k.nr * kc, cols, c, j.ldc, slice_ > 0, NULL, NULL)
+            if slice_ == j.slices - 1 and (j.bias != NULL or j.activation):
+                k.epilogue(c, j.ldc, rows, <int>cols, NULL if j.bias == NULL else j.bias + col0 * es, NULL,
+                           j.activation, j.slope)
 
 
 cdef enum:
@@ -82,14 +145,14 @@ cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef ptrdiff_t col0 = task * DOT_COLS, cols = min(<ptrdiff_t>DOT_COLS, j.n - col0), i, p, k0
     cdef ptrdiff_t depth = j.depth if j.m == 1 else DOT_DEPTH
     for p in range(DOTS):
-        column[p] = p * j.ldb
+        column[p] = p * j.b_col
     for i in range(j.m):
         memset(j.c + (i * j.ldc + col0) * j.es, 0, cols * j.es)
     for p from 0 <= p < cols by DOTS:
         for k0 from 0 <= k0 < j.depth by depth:
             for i in range(j.m):
                 j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, min(depth, j.depth - k0),
-                               j.a + (i * j.a_row + k0) * j.es, 0, j.b + ((col0 + p) * j.ldb + k0) * j.es, 0, column,
+                               j.a + (i * j.a_row + k0) * j.es, 0, j.b + ((col0 + p) * j.b_col + k0) * j.es, 0, column,
                                j.c + (i * j.ldc + col0 + p) * j.es)
     if j.bias != NULL or j.residual != NULL or j.activation:
         j.k.epilogue(j.c + col0 * j.es, j.ldc, <int>j.m, <int>cols, NULL if j.bias == NULL else j.bias + col0 * j.es,
@@ -100,26 +163,44 @@ cdef void run_dots(ProductJob *j, int threads) noexcept nogil:
     run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
 
 
+cdef inline ptrdiff_t split(ptrdiff_t n, ptrdiff_t most, ptrdiff_t multiple) noexcept nogil:
+    """The most even part of n that is a multiple and hardly above `most`."""
+    return ceil_div(ceil_div(n, max(<ptrdiff_t>1, ceil_div(n, most))), multiple) * multiple
+
+
 cdef int run_product(ProductJob *j) except -1:
-    """Blocks of columns such that packing B is shared by as many rows as possible and there is work for 16 threads."""
-    cdef ptrdiff_t nr = j.k.nr, tasks
-    cdef double flops = 2.0 * j.m * j.n * j.depth
-    cdef int threads = threads_for(flops)
+    """Blocks of rows first, which share what is packed, then of columns, until there is work for all threads."""
+    cdef ptrdiff_t nr = j.k.nr, mr = j.k.mr, kc, tasks, together, cols, first
+    cdef size_t packed = 0
+    cdef int threads = threads_for(2.0 * j.m * j.n * j.depth)
     if j.m == 0 or j.n == 0:
         return 0
-    if takes_dots(j.m, j.n * j.depth * j.es) and j.a_step == 1 and j.b_transposed:
+    if takes_dots(j.m, j.n * j.depth * j.es) and j.a_step == 1 and j.b_step == 1:
         with nogil:
             run_dots(j, threads)
         return 0
-    j.kc = 384
-    j.cols = max(<ptrdiff_t>1, min(<ptrdiff_t>6, ceil_div(j.n, 16 * nr))) * nr
-    tasks = ceil_div(j.n, j.cols)
-    j.rows = max(ceil_div(ceil_div(j.m, ceil_div(16, tasks)), j.k.mr), min(<ptrdiff_t>16, ceil_div(j.m, j.k.mr)))
-    j.rows *= j.k.mr
-    cdef size_t scratch = aligned((min(j.kc, j.depth) * j.cols + 2 * nr) * j.es)
-    cdef Arena arena = lease(threads * scratch)
+    j.slices = together = max(<ptrdiff_t>1, ceil_div(j.depth, DEPTH))
+    kc = max(<ptrdiff_t>1, ceil_div(j.depth, j.slices))
+    j.rows = j.m if j.m <= ONE_BLOCK * mr else split(j.m, max(ceil_div(j.m, PRODUCT_TASKS), ROW_PANELS * mr), mr)
+    tasks = ceil_div(j.m, j.rows)
+    cols = (PACKED_B if tasks > 1 else TASK_B) // (kc * <ptrdiff_t>j.es)
+    j.cols = split(j.n, min(cols, ceil_div(j.n, ceil_div(PRODUCT_TASKS, tasks))), nr)
+    j.in_place = j.m < ROW_PANELS * mr or j.cols < LEAST_COLS * nr or j.depth < LEAST_DEPTH
+    j.b_size = aligned(kc * j.cols * j.es) if tasks == 1 else 0
+    if tasks > 1:
+        together = max(<ptrdiff_t>1, min(j.slices, cols // (j.n + nr)))
+        packed = aligned(together * kc * (j.n + nr) * j.es)
+    tasks *= ceil_div(j.n, j.cols)
+    cdef size_t scratch = j.b_size + aligned(kc * mr * j.es)
+    cdef Arena arena = lease(packed + threads * scratch)
+    cdef char *memory = <char *>arena.memory
+    j.packed = memory if packed else NULL
     with nogil:
-        run_flushed(product_task, j, tasks * ceil_div(j.m, j.rows), threads, <char *>arena.memory, scratch)
+        for first from 0 <= first < j.slices by together:
+            j.slice0, j.slice1 = first, min(first + together, j.slices)
+            if packed:
+                run_tasks(pack_columns_task, j, (j.slice1 - j.slice0) * ceil_div(j.n, j.cols), threads, NULL, 0)
+            run_flushed(product_task, j, tasks, threads, memory + packed, scratch)
     release(arena)
     return 0
 
@@ -135,7 +216,10 @@ cdef int matrix_product(ndarray a, bint a_transposed, ndarray b, bint b_transpos
     j.a_row, j.a_step = depth, 1
     if a_transposed:
         j.a_row, j.a_step = 1, m
-    j.b_transposed, j.ldb, j.ldc = b_transposed, depth if b_transposed else n, n
+    j.b_col, j.b_step = 1, n
+    if b_transposed:
+        j.b_col, j.b_step = depth, 1
+    j.ldc = n
     j.activation, j.slope = activation, slope
     return run_product(&j)
 

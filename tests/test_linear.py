@@ -25,6 +25,7 @@ CASES = [
     ((70,), 1, 1, "one feature to one"),
     ((2, 3, 4), 6, 10, "three leading dimensions"),
     ((1100,), 5, 3, "many rows, few features"),
+    ((350,), 500, 1100, "rows past one block, out_features and slices past what is packed together"),
     ((0,), 6, 4, "no rows"),
 ]
 GRADIENTS = ("grad_input", "grad_weight", "grad_bias")
@@ -70,9 +71,9 @@ def test_small_integers_are_exact(lead, features, out_features, isa, dtype, rng)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", ("leaky_relu", 0.1), "silu", "hardswish", "sigmoid", "tanh"])
-@pytest.mark.parametrize("rows", [1, 50])
-def test_activation(activation, rows, isa, dtype, rng):
-    x, weight, bias, _ = arrays((rows,), 20, 30, dtype, rng.standard_normal)
+@pytest.mark.parametrize(("rows", "features", "out_features"), [(1, 20, 30), (50, 20, 30), (350, 150, 1100)])
+def test_activation(activation, rows, features, out_features, isa, dtype, rng):
+    x, weight, bias, _ = arrays((rows,), features, out_features, dtype, rng.standard_normal)
     check_output(x, weight, bias, fastconv.linear(x, weight, bias, activation=activation), activation)
 
 

@@ -176,10 +176,12 @@ typedef struct {
     /* C tile [rows][nr] -> output, run by run: out (+)= tile; `odd`, if not NULL, is that of the pixels between */
     void (*store_runs)(const fc_sweep *s, const fc_run *run, int nruns, const void *tile, const void *odd, int rows,
                        void *out, int accumulate);
-    /* src[rows][len] -> dst[len][nr], zeros behind the last row; sums (or NULL) += the sum of each row */
-    void (*pack_transposed)(const void *src, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst, void *sums);
-    /* src[len][cols] -> dst[len][nr], zeros behind the last column */
-    void (*pack_rows)(const void *src, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst);
+    /* src[rows][len] -> dst[len][width], width mr or nr; of the vectors that the rows fill, the lanes behind them become
+     * zeros; sums (or NULL) += the sum of each row */
+    void (*pack_transposed)(int width, const void *src, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst,
+                            void *sums);
+    /* src[len][cols] -> dst[len][width], likewise */
+    void (*pack_rows)(int width, const void *src, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst);
     /* src[rows][cols] -> dst[cols][rows] */
     void (*transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_t rows, ptrdiff_t cols, void *dst,
                       ptrdiff_t dst_stride);

@@ -153,24 +153,34 @@ FC_INLINE vec transpose_block(const REAL *src, ptrdiff_t src_stride, int rows, i
     return total;
 }
 
-static void FC_KERNEL(pack_transposed)(const void *src_, ptrdiff_t row_stride, int rows, ptrdiff_t len, void *dst,
-                                       void *sums) {
+#define transpose_panel FC_LOCAL(transpose_panel)
+FC_INLINE void transpose_panel(const int width, const REAL *x, ptrdiff_t row_stride, int rows, ptrdiff_t len, REAL *dst,
+                               REAL *sums) {
     enum { AHEAD = 128 };
     for (int i = 0; i < rows; i += FC_LANES) {
-        const REAL *src = (const REAL *)src_ + i * row_stride;
+        const REAL *src = x + i * row_stride;
         const int lanes = rows - i < FC_LANES ? rows - i : FC_LANES;
         vec total = {0};
         for (ptrdiff_t j = 0; j < len; j += FC_LANES) {
             const int cols = len - j < FC_LANES ? (int)(len - j) : FC_LANES;
             FC_UNROLL
             for (int l = 0; l < FC_LANES; l++) __builtin_prefetch(src + l * row_stride + j + AHEAD);
-            total += transpose_block(src + j, row_stride, lanes, cols, (REAL *)dst + j * FC_NR + i, FC_NR, FC_ALL);
+            total +=
+                transpose_block(src + j, row_stride, lanes, cols, dst + j * width + i, width, bits_range(0, width - i));
         }
         if (sums) {
             const uint32_t bits = bits_range(0, lanes);
-            vec_store_bits((REAL *)sums + i, vec_load_bits((REAL *)sums + i, bits) + total, bits);
+            vec_store_bits(sums + i, vec_load_bits(sums + i, bits) + total, bits);
         }
     }
+}
+
+static void FC_KERNEL(pack_transposed)(int width, const void *src, ptrdiff_t row_stride, int rows, ptrdiff_t len,
+                                       void *dst, void *sums) {
+    if (width == FC_NR)
+        transpose_panel(FC_NR, src, row_stride, rows, len, dst, sums);
+    else
+        transpose_panel(FC_MR, src, row_stride, rows, len, dst, sums);
 }
 
 static void FC_KERNEL(transpose)(const void *src, ptrdiff_t src_stride, ptrdiff_t rows, ptrdiff_t cols, void *dst,
@@ -234,9 +244,21 @@ static void FC_KERNEL(pack_weights)(const fc_sweep *s, const void *w_, ptrdiff_t
         }
 }
 
-static void FC_KERNEL(pack_rows)(const void *src_, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst_) {
-    const REAL *src = src_;
-    REAL *dst = dst_;
-    for (ptrdiff_t k = 0; k < len; k++, src += row_stride, dst += FC_NR)
-        for (int j = 0; j < cols; j += FC_LANES) vec_store(dst + j, vec_load_bits(src + j, bits_range(0, cols - j)));
+#define copy_panel FC_LOCAL(copy_panel)
+FC_INLINE void copy_panel(const int width, const REAL *src, ptrdiff_t row_stride, int cols, ptrdiff_t len, REAL *dst) {
+    if (cols == width)
+        for (ptrdiff_t k = 0; k < len; k++)
+            __builtin_memcpy(dst + k * width, src + k * row_stride, width * sizeof(REAL));
+    else
+        for (ptrdiff_t k = 0; k < len; k++)
+            for (int j = 0; j < cols; j += FC_LANES)
+                vec_store_bits(dst + k * width + j, vec_load_bits(src + k * row_stride + j, bits_range(0, cols - j)),
+                               bits_range(0, width - j));
+}
+
+static void FC_KERNEL(pack_rows)(int width, const void *src, ptrdiff_t row_stride, int cols, ptrdiff_t len, void *dst) {
+    if (width == FC_NR)
+        copy_panel(FC_NR, src, row_stride, cols, len, dst);
+    else
+        copy_panel(FC_MR, src, row_stride, cols, len, dst);
 }
