@@ -10,6 +10,9 @@ Costs are cycles of one core on data in cache, counted in vector operations:
                                                  running on through the padding between rows
               + LINE_WEIGHT * K * M              weights, a row at a time
               + COPY * input / lanes             rows, padded; times SHARED / tasks where these are too few for threads
+    im2col    mp * k * n' / lanes / 2            of each product (m, n, k), whose lanes are columns
+              + OPERAND * k * n                             columns are packed
+              + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
               + P / 36 * (tiles * (IN * C + OUT * M) + FILTER * C * D * M) / lanes      (weight gradient: SUMS)
 
@@ -52,6 +55,8 @@ FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
+OPERAND, UNFOLD, STORE = 1.0, 2.0, 2.0
+UNPACKED = 1.4  # of an im2col output: sweeps may find their weights packed
 SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without which threads would have none
 
 
@@ -61,6 +66,7 @@ BLOCKING = {  # what the numbers of a blocking are
     ("output", "gemm"): _GEMM,
     ("input_gradient", "gemm"): _GEMM,
     ("weight_gradient", "gemm"): ("input channels", "output channels", "pixels", "shares"),
+    **{(name, "im2col"): () for name in PASSES},
     **{(name, "direct"): _DIRECT for name in PASSES},
     **{(name, "winograd"): _WINOGRAD for name in PASSES},
 }
@@ -263,6 +269,19 @@ def direct_cost(s: Sweep, tile: Tile) -> float:
     return cost * max(1.0, SHARED / tasks) if cost > SERIAL else cost
 
 
+def im2col_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
+    """Cycles of a pass as a product of unfolded windows."""
+    pixels, terms = g.n * math.prod(g.out_size), g.ic * math.prod(g.kernel)
+    m, n, k = {
+        "output": (pixels, g.oc, terms),
+        "input_gradient": (pixels, terms, g.oc),
+        "weight_gradient": (g.oc, terms, pixels),
+    }[name]
+    moved = UNFOLD * pixels * terms + STORE * pixels * g.oc if not g.full else 0
+    products = _whole(m, tile.mr) * k * math.ceil(n / tile.lanes) / 2
+    return products * (UNPACKED if name == "output" else 1) + OPERAND * k * n + moved
+
+
 def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     """Cycles of a Winograd pass."""
     ic, oc, depth = g.ic // g.groups, g.oc // g.groups, g.kernel[0]
@@ -338,6 +357,10 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
         ("input_gradient", "direct"): lambda: direct_blocking(gradient, tile),
         ("weight_gradient", "direct"): lambda: direct_blocking(output, tile),
     }
+    if "im2col" in g.algorithms:
+        for name in PASSES:
+            costs[name]["im2col"] = im2col_cost(name, g, tile)
+            blocking[name, "im2col"] = tuple
     if "direct" in g.algorithms:
         costs["output"]["direct"] = direct_cost(output, tile)
         costs["input_gradient"]["direct"] = direct_cost(gradient, tile)
@@ -385,4 +408,5 @@ def conv_plan(g: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _ker
         gemm_weight_blocking(g, tile),
         tuple(p.blocking if p.algorithm == "winograd" else None for p in passes),
         tuple(p.blocking[0] if p.algorithm == "direct" else 0 for p in passes),
+        tuple(p.algorithm == "im2col" for p in passes),
     )

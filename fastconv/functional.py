@@ -474,10 +474,10 @@ def _conv(
         and their result back.
     out : ndarray, optional
         Receives the result.
-    algorithm : "auto", "gemm", "direct" or "winograd"
-        "gemm" sums the products themselves, and so does "direct", for few channels; "winograd" needs a kernel of
-        3x3 or 5x5, or of as many such planes at most, and stride 1, and rounds a little more. "auto" is the cheapest by
-        prediction, and never Winograd in float64.
+    algorithm : "auto", "gemm", "im2col", "direct" or "winograd"
+        "gemm" sums the products themselves, and so do "im2col", for few pixels, and "direct", for few channels;
+        "winograd" needs a kernel of 3x3 or 5x5, or of as many such planes at most, and stride 1, and rounds a little
+        more. "auto" is the cheapest by prediction, and never Winograd in float64.
 
     Returns
     -------
@@ -494,7 +494,8 @@ def _conv(
     Notes
     -----
     "gemm" is a packed implicit matrix product: windows are gathered into cache-sized panels, padding, stride and
-    dilation included; the matrix of all windows never exists in memory. "direct" reads padded rows in place.
+    dilation included; the matrix of all windows never exists in memory. "im2col" writes that matrix, of 64 windows at
+    most or where it is the input itself, and computes a fully connected layer. "direct" reads padded rows in place.
     "winograd" is F(4x4, 3x3) or F(3x3, 5x5), summed over the planes of a volume, whose rms error is about three or five
     times that of the sum of products; where a result of it is not finite, the call is computed by "gemm", so that NaN
     and Inf stay in their windows. The result is the same for any number of threads, bit by bit. Padding is a zero that
@@ -503,6 +504,7 @@ def _conv(
     References
     ----------
     Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34 (2008).
+    Chellapilla, Puri and Simard, "High Performance Convolutional Neural Networks for Document Processing" (2006).
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015).
 
     Examples

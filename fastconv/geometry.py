@@ -43,9 +43,10 @@ Pad = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 MAX_INT = 2**31 - 1  # of strides, paddings, dilations and windows: sums and products of two stay within 64 bits
 MAX_BYTES = 2**63 - 1
 MAX_ITEMSIZE = 8
-MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies
+MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies, or of windows that "im2col" unfolds
+MAX_PIXELS = 64  # that "im2col" unfolds
 
-ALGORITHMS = ("auto", "gemm", "direct", "winograd")
+ALGORITHMS = ("auto", "gemm", "im2col", "direct", "winograd")
 ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -78,7 +79,20 @@ class ConvGeometry:
         direct = ("direct",) if self.ndim < 3 and rows * row <= MAX_COPIED else ()
         square = self.kernel[1:] in ((3, 3), (5, 5)) and self.stride == (1, 1, 1)
         near = self.kernel[0] <= self.kernel[1] and self.dilation[0] == 1  # planes that are summed
-        return ("gemm", *direct, *(("winograd",) if square and near else ()))
+        im2col = ("im2col",) if self.full or self.few_pixels else ()
+        return ("gemm", *im2col, *direct, *(("winograd",) if square and near else ()))
+
+    @property
+    def full(self) -> bool:
+        """Whether a filter covers the image and has one place there: a fully connected layer."""
+        whole = self.kernel == self.in_size and math.prod(self.out_size) == 1 and self.dilation == (1, 1, 1)
+        return whole and self.groups == 1 and self.pad == ((0, 0),) * 3
+
+    @property
+    def few_pixels(self) -> bool:
+        """Whether all windows, unfolded, are small."""
+        pixels, terms = self.n * math.prod(self.out_size), self.ic * math.prod(self.kernel)
+        return self.groups == 1 and 0 < pixels <= MAX_PIXELS and 0 < pixels * terms * MAX_ITEMSIZE <= MAX_COPIED
 
     @property
     def macs(self) -> int:

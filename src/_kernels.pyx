@@ -163,6 +163,8 @@ cdef extern from "micro.h" nogil:
         void (*avg_pool_fill)(const fc_pool_row *, ptrdiff_t, const void *, void *) noexcept nogil
         void (*unfold)(const fc_rows *, const void *, void *) noexcept nogil
         void (*fold)(const fc_rows *, const void *, void *) noexcept nogil
+        void (*gather_window)(ptrdiff_t, ptrdiff_t, ptrdiff_t, const ptrdiff_t *, const void *, void *) noexcept nogil
+        void (*scatter_window)(ptrdiff_t, ptrdiff_t, ptrdiff_t, const ptrdiff_t *, const void *, void *) noexcept nogil
         void (*border)(const fc_rows *, const void *, void *) noexcept nogil
         void (*fold_border)(const fc_rows *, const void *, void *) noexcept nogil
         void (*uneven_mean)(const fc_rows *, const void *, void *) noexcept nogil
@@ -208,6 +210,7 @@ include "conv_gemm.pxi"
 include "conv_direct.pxi"
 include "conv_winograd.pxi"
 include "linear.pxi"
+include "conv_im2col.pxi"
 include "pool.pxi"
 include "elementwise.pxi"
 include "norm.pxi"

@@ -24,45 +24,6 @@ cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weig
     return j
 
 
-cdef bint is_full(ConvPlan plan) noexcept:
-    """Whether a filter covers the image and has one place there: a fully connected layer."""
-    cdef int i
-    for i in range(3):
-        if plan.out[i] > 1 or plan.pad[i] or plan.dilation[i] > 1 or plan.kernel[i] != plan.in_[i]:
-            return False
-    return plan.groups == 1
-
-
-cdef bint is_product(ConvPlan plan, bint gradient) noexcept:
-    """Whether a pass is computed as a fully connected layer's: the output, of so few images that packing would be most
-    of the work; the input gradient, where each tap serves one pixel alone."""
-    if gradient:
-        return is_full(plan) and not plan.winograd_gradient.r and not plan.direct_gradient_rows
-    return (is_full(plan) and takes_dots(plan.n, plan.weight_size * plan.es) and not plan.winograd_output.r
-            and not plan.direct_rows)
-
-
-cdef ProductJob full_product(ConvPlan plan, ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, const char *a, const char *b,
-                             char *c) noexcept:
-    """C[m][n] = A[m][depth] * B[depth][n], as they are stored."""
-    cdef ProductJob j
-    memset(&j, 0, sizeof(j))
-    j.k, j.es, j.m, j.n, j.depth, j.a, j.b, j.c = plan.k, plan.es, m, n, depth, a, b, c
-    j.a_row, j.a_step, j.b_col, j.b_step, j.ldc = depth, 1, 1, n, n
-    return j
-
-
-cdef void conv_dots(ConvPlan plan, const char *x, const char *weight, const char *bias, const char *residual,
-                    char *out, int activation, double slope) noexcept:
-    """Y[n][oc] = dot products of the images with the filters."""
-    cdef ProductJob j = full_product(plan, plan.n, plan.oc, plan.ic * plan.taps, x, weight, out)
-    cdef int threads = threads_for(plan.flops)
-    j.b_col, j.b_step = j.depth, 1
-    j.bias, j.residual, j.activation, j.slope = bias, residual, activation, slope
-    with nogil:
-        run_dots(&j, threads)
-
-
 def packing(ConvPlan plan not None, bint gradient):
     """(pass, algorithm, ISA, what else distinguishes its packed weights from others of the same weights).
 
@@ -71,13 +32,15 @@ def packing(ConvPlan plan not None, bint gradient):
     """
     cdef fc_plane plane
     cdef WinogradJob tiles
+    cdef ProductJob product
     cdef int i
     name, isa = "input_gradient" if gradient else "output", plan.k.isa.decode()
     if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
         tiles = winograd_filters(plan, gradient, NULL)
         return None if tiles.used_once and tiles.u_size > MAX_PACKED else (name, "winograd", isa, plan.groups)
-    if is_product(plan, gradient):
-        return None
+    if plan.im2col[gradient]:
+        product = im2col_product(plan, gradient, NULL)
+        return None if is_dots(&product) else (name, "im2col", isa, plan.groups)
     direct = plan.direct_gradient_rows if gradient else plan.direct_rows
     if direct and depthwise_plane(plan, &plane) and (plan.oc == 1 or not gradient):
         return None
@@ -95,12 +58,20 @@ def pack_weight(ConvPlan plan not None, bint gradient, ndarray weight not None):
     cdef Panels panels
     cdef SweepJob sweeps
     cdef WinogradJob tiles
+    cdef ProductJob product
     if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
         tiles = winograd_filters(plan, gradient, pw)
         panels = Panels(plan.groups * tiles.u_size)
         tiles.packed = panels.memory
         with nogil:
             pack_filters(&tiles, threads)
+    elif plan.im2col[gradient]:
+        product = im2col_product(plan, gradient, pw)
+        plan_product(&product)
+        panels = Panels(packed_depth(&product, product.slices))
+        product.packed, product.slice1 = panels.memory, product.slices
+        with nogil:
+            run_tasks(pack_columns_task, &product, product.slices * ceil_div(product.n, product.cols), threads, NULL, 0)
     else:
         sweeps = gradient_sweeps(plan, pw, NULL) if gradient else output_sweep(plan, pw, NULL)
         panels = Panels(packed_bytes(&sweeps))
@@ -128,8 +99,8 @@ def conv_output(ConvPlan plan not None, ndarray x not None, ndarray weight not N
         if conv_winograd_output(plan, px, pw, packed, pb, pr, py, activation, slope):
             return
         packed = NULL  # Winograd's
-    if is_product(plan, False):
-        conv_dots(plan, px, pw, pb, pr, py, activation, slope)
+    if plan.im2col[0]:
+        conv_im2col_output(plan, px, pw, packed, pb, pr, py, activation, slope)
     else:
         conv_gemm_output(plan, px, pw, packed, pb, pr, py, activation, slope)
 
@@ -146,14 +117,12 @@ def conv_input_gradient(ConvPlan plan not None, ndarray grad_output not None, nd
     cdef const char *pb = read(bias, es, plan.groups * plan.ic)
     cdef char *px = written(grad_input, es, plan.x_size)
     cdef char *packed = panels_memory(panels)
-    cdef ProductJob job
     if plan.winograd_gradient.r:
         if conv_winograd_input_gradient(plan, pg, pw, packed, pb, px):
             return pb != NULL
         packed = NULL  # Winograd's
-    if is_product(plan, True):
-        job = full_product(plan, plan.n, plan.ic * plan.taps, plan.oc, pg, pw, px)
-        run_product(&job)
+    if plan.im2col[1]:
+        conv_im2col_input_gradient(plan, pg, pw, packed, px)
         return False
     return conv_gemm_input_gradient(plan, pg, pw, packed, pb, px) == 1
 
@@ -166,17 +135,10 @@ def conv_weight_gradient(ConvPlan plan not None, ndarray grad_output not None, n
     cdef const char *px = read(x, es, plan.x_size)
     cdef char *pw = written(grad_weight, es, plan.weight_size)
     cdef char *pb = written(grad_bias, es, plan.groups * plan.oc)
-    cdef ProductJob job
     if (plan.direct_weight_rows and conv_direct_weight_gradient(plan, pg, px, pw) == 0
-            or plan.winograd_weight.r and conv_winograd_weight_gradient(plan, pg, px, pw)):
+            or plan.winograd_weight.r and conv_winograd_weight_gradient(plan, pg, px, pw)
+            or plan.im2col[2] and conv_im2col_weight_gradient(plan, pg, px, pw) == 0):
         if pb != NULL:
             run_channel_sums(plan.k, es, pg, plan.n, plan.groups * plan.oc, plan.out_size, pb)
-        return
-    if is_full(plan):
-        job = full_product(plan, plan.oc, plan.ic * plan.taps, plan.n, pg, px, pw)
-        job.a_row, job.a_step = 1, plan.oc
-        run_product(&job)
-        if pb != NULL:
-            run_channel_sums(plan.k, es, pg, plan.n, plan.oc, plan.out_size, pb)
         return
     conv_gemm_weight_gradient(plan, pg, px, pw, pb)

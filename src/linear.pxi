@@ -26,13 +26,13 @@ cdef struct ProductJob:
     ptrdiff_t b_col, b_step  # element (k, p) of B is b[p * b_col + k * b_step]; likewise
     char *c
     ptrdiff_t ldc
-    ptrdiff_t slices, cols, rows  # of K; columns and rows a task
+    ptrdiff_t slices, kc, cols, rows  # of K; length of one at most; columns and rows a task
     ptrdiff_t slice0, slice1  # of K that are multiplied together
     bint in_place  # A
     char *packed  # those of B, [slice][panel][k][nr]; NULL: each task packs what it needs, slice by slice
     size_t b_size  # part of a thread's scratch, in bytes
     const char *bias  # one a column
-    const char *residual  # of the layout of C, for dot products alone
+    const char *residual  # of the layout of C
     int activation
     double slope
 
@@ -119,9 +119,9 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
             else:
                 pack_panels(j, a, j.a_row, j.a_step, k.mr, rows, kc, panel)
                 k.gemm_panels(kc, panel, 0, rows, b, k.nr * kc, cols, c, j.ldc, slice_ > 0, NULL, NULL)
-            if slice_ == j.slices - 1 and (j.bias != NULL or j.activation):
-                k.epilogue(c, j.ldc, rows, <int>cols, NULL if j.bias == NULL else j.bias + col0 * es, NULL,
-                           j.activation, j.slope)
+            if slice_ == j.slices - 1 and (j.bias != NULL or j.residual != NULL or j.activation):
+                k.epilogue(c, j.ldc, rows, <int>cols, NULL if j.bias == NULL else j.bias + col0 * es,
+                           NULL if j.residual == NULL else j.residual + (i * j.ldc + col0) * es, j.activation, j.slope)
 
 
 cdef enum:
@@ -133,9 +133,10 @@ cdef enum:
     DOT_DEPTH = 512  # of what columns stay in L1 while several rows of A meet them
 
 
-cdef inline bint takes_dots(ptrdiff_t rows, size_t b_size) noexcept nogil:
-    """Whether dot products are the better way for so few rows of A and so many bytes of B."""
-    return rows <= (MORE_DOT_ROWS if b_size <= KEPT_B else DOT_ROWS)
+cdef bint is_dots(const ProductJob *j) noexcept nogil:
+    """Whether elements of C are computed as dot products: for so few rows of A and so many bytes of B."""
+    return (j.a_step == 1 and j.b_step == 1
+            and j.m <= (MORE_DOT_ROWS if j.n * j.depth * <ptrdiff_t>j.es <= KEPT_B else DOT_ROWS))
 
 
 cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -159,48 +160,56 @@ cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
                      NULL if j.residual == NULL else j.residual + col0 * j.es, j.activation, j.slope)
 
 
-cdef void run_dots(ProductJob *j, int threads) noexcept nogil:
-    run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
-
-
 cdef inline ptrdiff_t split(ptrdiff_t n, ptrdiff_t most, ptrdiff_t multiple) noexcept nogil:
     """The most even part of n that is a multiple and hardly above `most`."""
     return ceil_div(ceil_div(n, max(<ptrdiff_t>1, ceil_div(n, most))), multiple) * multiple
 
 
-cdef int run_product(ProductJob *j) except -1:
+cdef void plan_product(ProductJob *j) noexcept nogil:
     """Blocks of rows first, which share what is packed, then of columns, until there is work for all threads."""
-    cdef ptrdiff_t nr = j.k.nr, mr = j.k.mr, kc, tasks, together, cols, first
-    cdef size_t packed = 0
+    cdef ptrdiff_t nr = j.k.nr, mr = j.k.mr, blocks, cols
+    j.slices = max(<ptrdiff_t>1, ceil_div(j.depth, DEPTH))
+    j.kc = max(<ptrdiff_t>1, ceil_div(j.depth, j.slices))
+    j.rows = j.m if j.m <= ONE_BLOCK * mr else split(j.m, max(ceil_div(j.m, PRODUCT_TASKS), ROW_PANELS * mr), mr)
+    blocks = ceil_div(j.m, j.rows)
+    cols = (PACKED_B if blocks > 1 else TASK_B) // (j.kc * <ptrdiff_t>j.es)
+    j.cols = split(j.n, min(cols, ceil_div(j.n, ceil_div(PRODUCT_TASKS, blocks))), nr)
+    j.in_place = j.m < ROW_PANELS * mr or j.cols < LEAST_COLS * nr or j.depth < LEAST_DEPTH
+
+
+cdef inline size_t packed_depth(const ProductJob *j, ptrdiff_t slices) noexcept nogil:
+    """Bytes of so many slices of B, packed."""
+    return aligned(slices * j.kc * ceil_div(j.n, j.k.nr) * j.k.nr * j.es)
+
+
+cdef int run_product(ProductJob *j, char *panels) except -1:
+    """panels: all of B, packed before, or NULL."""
+    cdef ptrdiff_t tasks, together, first
+    cdef size_t shared = 0, scratch
     cdef int threads = threads_for(2.0 * j.m * j.n * j.depth)
     if j.m == 0 or j.n == 0:
         return 0
-    if takes_dots(j.m, j.n * j.depth * j.es) and j.a_step == 1 and j.b_step == 1:
+    if is_dots(j):
         with nogil:
-            run_dots(j, threads)
+            run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
         return 0
-    j.slices = together = max(<ptrdiff_t>1, ceil_div(j.depth, DEPTH))
-    kc = max(<ptrdiff_t>1, ceil_div(j.depth, j.slices))
-    j.rows = j.m if j.m <= ONE_BLOCK * mr else split(j.m, max(ceil_div(j.m, PRODUCT_TASKS), ROW_PANELS * mr), mr)
-    tasks = ceil_div(j.m, j.rows)
-    cols = (PACKED_B if tasks > 1 else TASK_B) // (kc * <ptrdiff_t>j.es)
-    j.cols = split(j.n, min(cols, ceil_div(j.n, ceil_div(PRODUCT_TASKS, tasks))), nr)
-    j.in_place = j.m < ROW_PANELS * mr or j.cols < LEAST_COLS * nr or j.depth < LEAST_DEPTH
-    j.b_size = aligned(kc * j.cols * j.es) if tasks == 1 else 0
-    if tasks > 1:
-        together = max(<ptrdiff_t>1, min(j.slices, cols // (j.n + nr)))
-        packed = aligned(together * kc * (j.n + nr) * j.es)
+    plan_product(j)
+    together, tasks = j.slices, ceil_div(j.m, j.rows)
+    if tasks > 1 and panels == NULL:
+        together = max(<ptrdiff_t>1, min(together, PACKED_B // <ptrdiff_t>packed_depth(j, 1)))
+        shared = packed_depth(j, together)
     tasks *= ceil_div(j.n, j.cols)
-    cdef size_t scratch = j.b_size + aligned(kc * mr * j.es)
-    cdef Arena arena = lease(packed + threads * scratch)
+    j.b_size = 0 if shared or panels != NULL else aligned(j.kc * j.cols * j.es)
+    scratch = j.b_size + aligned(j.kc * j.k.mr * j.es)
+    cdef Arena arena = lease(shared + threads * scratch)
     cdef char *memory = <char *>arena.memory
-    j.packed = memory if packed else NULL
+    j.packed = memory if shared else panels
     with nogil:
         for first from 0 <= first < j.slices by together:
             j.slice0, j.slice1 = first, min(first + together, j.slices)
-            if packed:
+            if shared:
                 run_tasks(pack_columns_task, j, (j.slice1 - j.slice0) * ceil_div(j.n, j.cols), threads, NULL, 0)
-            run_flushed(product_task, j, tasks, threads, memory + packed, scratch)
+            run_flushed(product_task, j, tasks, threads, memory + shared, scratch)
     release(arena)
     return 0
 
@@ -221,7 +230,7 @@ cdef int matrix_product(ndarray a, bint a_transposed, ndarray b, bint b_transpos
         j.b_col, j.b_step = depth, 1
     j.ldc = n
     j.activation, j.slope = activation, slope
-    return run_product(&j)
+    return run_product(&j, NULL)
 
 
 def linear_output(ndarray x not None, ndarray weight not None, ndarray bias, ndarray out not None, ptrdiff_t rows,

@@ -435,7 +435,7 @@ BAD = [
         "conv2d",
         {"algorithm": "fft"},
         ValueError,
-        "algorithm must be one of 'auto', 'gemm', 'direct', 'winograd', got 'fft'",
+        "algorithm must be one of 'auto', 'gemm', 'im2col', 'direct', 'winograd', got 'fft'",
     ),
     (
         "conv2d",

@@ -60,7 +60,7 @@ PROGRAM = dedent("""
                 for c, oc, groups, more in CHANNELS:  # of x, of y, groups, padding beyond what is usual
                     options = dict(stride=stride, padding=(kernel // 2, kernel // 2 + more), groups=groups)
                     x = arrays((n, c, size, size), (oc, c // groups, kernel, kernel), (oc,))
-                    for algorithm in ("auto", "gemm", "direct", "winograd"):
+                    for algorithm in ("auto", "gemm", "im2col", "direct", "winograd"):
                         chosen = options | dict(algorithm=algorithm)
                         try:
                             fc.explain("conv2d", x[0].shape, x[1].shape, dtype=dtype, **chosen)

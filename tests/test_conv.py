@@ -194,6 +194,9 @@ CASES = [
         {"groups": 3, "dilation": (2, 1, 2), "padding": (0, 1, 2)},
     ),
     Case("3-D, depth 1, unbatched", (2, 1, 6, 7), (3, 2, 1, 3, 3), {"padding": (0, 1, 1)}),
+    Case("few pixels, past a slice and a block of channels", (2, 50, 5, 5), (70, 50, 3, 3), {"padding": 1}),
+    Case("few pixels, strided, a volume", (3, 4, 5, 3, 6), (66, 4, 3, 2, 3), {"padding": 1, "stride": (2, 1, 3)}),
+    Case("few pixels, pointwise", (2, 70, 4, 5), (67, 70, 1, 1), {}),
 ]
 FEW = [
     case
@@ -242,7 +245,7 @@ def serves(algorithm, case):
         return False
 
 
-FORCED = [(case, a) for case in CASES + WINOGRAD for a in ("direct", "winograd") if serves(a, case)]
+FORCED = [(case, a) for case in CASES + WINOGRAD for a in ("im2col", "direct", "winograd") if serves(a, case)]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.reason)
 a_few_cases = pytest.mark.parametrize("case", FEW, ids=lambda case: case.reason)
@@ -424,7 +427,7 @@ def test_nan_and_inf_stay_in_their_windows_by_any_algorithm(case, algorithm, isa
     check_gradients(case, spoilt_g, x, weight, actual, algorithm=algorithm)
 
 
-@pytest.mark.parametrize("algorithm", ["gemm", "direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["gemm", "im2col", "direct", "winograd"])
 def test_denormals_are_flushed_in_convolutions_alone(algorithm, isa):
     tiny = np.full((1, 2, 8, 8), 1e-40, np.float32)
     y = fastconv.conv2d(tiny, np.full((3, 2, 3, 3), 1e3, np.float32), padding=1, algorithm=algorithm)

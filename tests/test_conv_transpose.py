@@ -83,7 +83,7 @@ CASES = [
     Case("3-D, groups", (4, 3, 4, 5), (4, 2, 3, 3, 3), {"groups": 2, "stride": 2, "output_padding": 1, "padding": 1}),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.reason)
-ALGORITHMS = ("auto", "gemm", "direct", "winograd")
+ALGORITHMS = ("auto", "gemm", "im2col", "direct", "winograd")
 
 
 def check_output(case, actual, x, weight, bias=None, residual=None, activation=None, algorithm="auto"):
@@ -92,7 +92,7 @@ def check_output(case, actual, x, weight, bias=None, residual=None, activation=N
     magnitudes = (None if a is None else np.abs(a) for a in (x, weight, bias))
     rest = None if residual is None else np.abs(residual)
     magnitude = oracle(*magnitudes, **case.options, residual=rest, dtype=np.float64)
-    by = "gemm" if algorithm in ("gemm", "direct") else "winograd"
+    by = "gemm" if algorithm in ("gemm", "im2col", "direct") else "winograd"
     limit = bound(by, x.dtype, case.terms()[0] + (bias is not None) + (residual is not None), magnitude)
     assert_close(actual, expected, activation_bound(activation, x.dtype, expected, limit), x.dtype, "output")
 
@@ -102,7 +102,7 @@ def check_gradients(case, actual, g, x, weight, algorithm="auto"):
     expected = oracle(g, x, weight, **case.options, dtype=np.float64)
     magnitudes = oracle(*map(np.abs, (g, x, weight)), **case.options, dtype=np.float64)
     for name, a, e, k, m in zip(GRADIENTS, actual, expected, case.terms()[1], magnitudes, strict=True):
-        by = "sum" if name == "grad_bias" or algorithm in ("gemm", "direct") else "winograd"
+        by = "sum" if name == "grad_bias" or algorithm in ("gemm", "im2col", "direct") else "winograd"
         assert_close(a, e, bound(by, x.dtype, k, m), x.dtype, name)
 
 

@@ -621,7 +621,7 @@ def test_every_option(family, data, isa, char, layout, seed):
     with fastconv.isa(isa):
         more, by = {}, op.by
         if op.by == "winograd":
-            more["algorithm"] = data.draw(st.sampled_from(["auto", "gemm", "direct", "winograd"]))
+            more["algorithm"] = data.draw(st.sampled_from(["auto", "gemm", "im2col", "direct", "winograd"]))
             by = op.by if more["algorithm"] in ("auto", "winograd") else "gemm"
         try:
             y = op.forward(fastconv, arrays, **more)

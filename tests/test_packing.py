@@ -25,7 +25,7 @@ CASES = [
     ((3, 9, 10), (4, 3, 3, 3), {}, "unbatched"),
     ((0, 3, 9, 10), (4, 3, 3, 3), {}, "no image"),
 ]
-ALGORITHMS = ("auto", "gemm", "direct", "winograd")
+ALGORITHMS = ("auto", "gemm", "im2col", "direct", "winograd")
 
 
 def drawn(*shape, dtype=np.float32, seed=0):
@@ -70,7 +70,7 @@ def test_other_shapes_options_and_instruction_sets(dtype):
         for groups in (1, 3)
         for stride, padding in ((1, 1), (2, 1), (2, 0), (3, 1))
         for a in ALGORITHMS
-        if a != "winograd" or stride == 1
+        if (a != "winograd" or stride == 1) and (a != "im2col" or size * groups == 3)
     ]
     for isa in (*fastconv.runtime.available_isas(), fastconv.runtime.available_isas()[0]):
         with fastconv.isa(isa):
@@ -168,8 +168,16 @@ BAD_PACKING = [
     ),
     ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
     ({"padding": 1.0}, TypeError, "padding must be an integer or a tuple of integers, got 1.0"),
-    ({"algorithm": "fft"}, ValueError, "algorithm must be one of 'auto', 'gemm', 'direct', 'winograd', got 'fft'"),
-    ({"algorithm": "winograd", "stride": 2}, ValueError, "algorithm must be one of 'gemm', 'direct' here, got 'wino"),
+    (
+        {"algorithm": "fft"},
+        ValueError,
+        "algorithm must be one of 'auto', 'gemm', 'im2col', 'direct', 'winograd', got 'fft'",
+    ),
+    (
+        {"algorithm": "winograd", "stride": 2},
+        ValueError,
+        "algorithm must be one of 'gemm', 'im2col', 'direct' here, got 'wino",
+    ),
 ]
 
 

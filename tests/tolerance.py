@@ -14,7 +14,7 @@ import numpy as np
 
 # Winograd's transforms amplify rounding about three times (Barabasz et al., 2018) and mix the 36 pixels of a tile: each
 # product has so many terms more, and its error goes with the largest magnitude of the result, not with its own.
-FACTORS = {"gemm": 1.0, "direct": 1.0, "winograd": 4.0, "sum": 1.0}
+FACTORS = {"gemm": 1.0, "im2col": 1.0, "direct": 1.0, "winograd": 4.0, "sum": 1.0}
 
 # A fused activation scales the error of its argument by its largest slope, and adds this many eps of (1 + |y|) itself.
 SLOPES = {None: 1, "relu": 1, "relu6": 1, "leaky_relu": 1, "silu": 1.1, "hardswish": 1.5, "sigmoid": 0.25, "tanh": 1}

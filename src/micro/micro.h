@@ -220,6 +220,10 @@ typedef struct {
     /* Unfolding, borders, uneven windows; see rows.h */
     void (*unfold)(const fc_rows *r, const void *x, void *columns);
     void (*fold)(const fc_rows *r, const void *columns, void *gx);
+    void (*gather_window)(ptrdiff_t channels, ptrdiff_t plane, ptrdiff_t taps, const ptrdiff_t *at, const void *x,
+                          void *window);
+    void (*scatter_window)(ptrdiff_t channels, ptrdiff_t plane, ptrdiff_t taps, const ptrdiff_t *at, const void *window,
+                           void *gx);
     void (*border)(const fc_rows *r, const void *x, void *y);
     void (*fold_border)(const fc_rows *r, const void *y, void *gx);
     void (*uneven_mean)(const fc_rows *r, const void *x, void *y);

@@ -2,6 +2,7 @@
  *
  *   unfold         columns[k][p] = x[step * p + dilation * k - pad], 0 outside the plane
  *   fold           x[step * p + dilation * k - pad] += columns[k][p]
+ *   *_window       a column of these, for all channels
  *   border         y[i] = x[source(i - pad)]: what an image with a border of itself has at i
  *   fold_border    x[source(i - pad)] += y[i]
  *   uneven_*       means and maxima of windows [floor(p in / out), ceil((p + 1) in / out)), and their gradients
@@ -63,6 +64,24 @@ static void FC_KERNEL(unfold)(const fc_rows *r, const void *x, void *columns) { 
 static void FC_KERNEL(fold)(const fc_rows *r, const void *columns, void *gx) {
     zero_row(r->in[0] * r->in[1] * r->in[2], gx, 1);
     walk_columns(r, NULL, (REAL *)columns, gx);
+}
+
+/* A window of all channels, [channel][tap], from where its taps lie in a plane (negative: outside), and back */
+static void FC_KERNEL(gather_window)(ptrdiff_t channels, ptrdiff_t plane, ptrdiff_t taps, const ptrdiff_t *at,
+                                     const void *x_, void *window_) {
+    const REAL *x = x_;
+    REAL *window = window_;
+    for (ptrdiff_t c = 0; c < channels; c++, x += plane, window += taps)
+        for (ptrdiff_t t = 0; t < taps; t++) window[t] = at[t] < 0 ? 0 : x[at[t]];
+}
+
+static void FC_KERNEL(scatter_window)(ptrdiff_t channels, ptrdiff_t plane, ptrdiff_t taps, const ptrdiff_t *at,
+                                      const void *window_, void *gx_) {
+    const REAL *window = window_;
+    REAL *gx = gx_;
+    for (ptrdiff_t c = 0; c < channels; c++, gx += plane, window += taps)
+        for (ptrdiff_t t = 0; t < taps; t++)
+            if (at[t] >= 0) gx[at[t]] += window[t];
 }
 
 /* Where the image of n elements, continued beyond its ends, has its element i */
