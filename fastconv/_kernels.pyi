@@ -38,6 +38,7 @@ class ConvPlan:
         weight_blocking: tuple[int, int, int, int],
         winograd: tuple[tuple[int, int, int, int, int, int, int] | None, ...] = (None, None, None),
         direct: tuple[int, int, int] = (0, 0, 0),
+        im2col: tuple[bool, bool, bool] = (False, False, False),
     ) -> None: ...
 
 class PoolPlan:
@@ -73,8 +74,13 @@ def conv_output(
     panels: Panels | None = None,
 ) -> None: ...
 def conv_input_gradient(
-    plan: ConvPlan, grad_output: Real, weight: Real, grad_input: Real, panels: Panels | None = None
-) -> None: ...
+    plan: ConvPlan,
+    grad_output: Real,
+    weight: Real,
+    grad_input: Real,
+    panels: Panels | None = None,
+    bias: Real | None = None,
+) -> bool: ...
 def conv_weight_gradient(
     plan: ConvPlan, grad_output: Real, x: Real, grad_weight: Real, grad_bias: Real | None
 ) -> None: ...

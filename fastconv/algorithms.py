@@ -10,7 +10,7 @@ Costs are cycles of one core on data in cache, counted in vector operations:
                                                  running on through the padding between rows
               + LINE_WEIGHT * K * M              weights, a row at a time
               + COPY * input / lanes             rows, padded; times SHARED / tasks where these are too few for threads
-    im2col    mp * k * n' / lanes / 2            of each product (m, n, k), whose lanes are columns
+    im2col    mp * k * n' / lanes / 2            of each product (m, n, k), its lanes columns; an output's times NARROW
               + OPERAND * k * n                             columns are packed
               + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
@@ -56,7 +56,7 @@ TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 OPERAND, UNFOLD, STORE = 1.0, 2.0, 2.0
-UNPACKED = 1.4  # of an im2col output: sweeps may find their weights packed
+NARROW = 1.4  # of an im2col output's products: measured against sweeps that find their weights packed
 SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without which threads would have none
 
 
@@ -277,9 +277,11 @@ def im2col_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
         "input_gradient": (pixels, terms, g.oc),
         "weight_gradient": (g.oc, terms, pixels),
     }[name]
-    moved = UNFOLD * pixels * terms + STORE * pixels * g.oc if not g.full else 0
+    moved = 0 if g.full else UNFOLD * pixels * terms
+    if math.prod(g.out_size) > 1:
+        moved += STORE * pixels * g.oc
     products = _whole(m, tile.mr) * k * math.ceil(n / tile.lanes) / 2
-    return products * (UNPACKED if name == "output" else 1) + OPERAND * k * n + moved
+    return products * (NARROW if name == "output" else 1) + OPERAND * k * n + moved
 
 
 def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
@@ -388,7 +390,12 @@ def conv_plan(g: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _ker
     passes = [conv_passes(g, algorithm, tile)[name] for name in PASSES]
     output, gradient = _sweeps(g)
     in_size, out_size = g.in_size, g.out_size
-    if in_size == out_size and math.prod(g.kernel) == 1 and g.stride == (1, 1, 1) and passes[0].algorithm == "gemm":
+    if (
+        in_size == out_size
+        and math.prod(g.kernel) == 1
+        and g.stride == (1, 1, 1)
+        and passes[0].algorithm in ("gemm", "im2col")
+    ):
         in_size = out_size = (1, 1, math.prod(in_size))  # 1x1: an image is one row
     return _kernels.ConvPlan(
         type_char,

@@ -655,7 +655,7 @@ def _is_pointwise(ndim: int, weight: NDArray, options: tuple, padding_mode: str,
     """Whether a convolution is the matrix product of pixels and weights."""
     stride, padding, _, groups = options
     plain = stride in (1, (1,) * ndim) and padding in (0, (0,) * ndim, "valid") and padding_mode == "zeros"
-    return plain and groups == 1 and algorithm in ("auto", "gemm") and weight.shape[2:] == (1,) * ndim
+    return plain and groups == 1 and algorithm in ("auto", "gemm", "im2col") and weight.shape[2:] == (1,) * ndim
 
 
 def _channels_first(array: np.ndarray, ndim: int) -> np.ndarray:

@@ -90,9 +90,11 @@ class ConvGeometry:
 
     @property
     def few_pixels(self) -> bool:
-        """Whether all windows, unfolded, are small."""
-        pixels, terms = self.n * math.prod(self.out_size), self.ic * math.prod(self.kernel)
-        return self.groups == 1 and 0 < pixels <= MAX_PIXELS and 0 < pixels * terms * MAX_ITEMSIZE <= MAX_COPIED
+        """Whether all windows, unfolded, are few and small, and so are the pixels and where the taps of each lie."""
+        taps, places = math.prod(self.kernel), math.prod(self.out_size)
+        elements = self.n * places * (self.ic * taps + self.oc) + places * taps
+        few = self.groups == 1 and 0 < self.n * places <= MAX_PIXELS and self.ic > 0 and self.oc > 0
+        return few and elements * MAX_ITEMSIZE <= MAX_COPIED
 
     @property
     def macs(self) -> int:

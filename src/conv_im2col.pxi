@@ -5,8 +5,8 @@
     input gradient   dX'[n, p][ic, t]  = dY' W                           -> dX, windows added up
     weight gradient  dW[oc][ic, t]     = dY'^T X'
 
-The lanes are channels: a sweep's lanes are pixels, of which there may be less than a vector.  W is packed by the task
-that multiplies it, or not at all where elements are dot products.  Arrays of images of one pixel lie as they should.
+The lanes are channels: a sweep's lanes are pixels, of which there may be less than a vector.  Y' is Y itself where an
+image has one output pixel, X' is X where the filter also covers the image.
 
 Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document Processing", IWFHR 2006.
 """
@@ -51,16 +51,15 @@ cdef ptrdiff_t image_pixels(ConvPlan plan) noexcept:
     return plan.out[0] * plan.out[1] * plan.out[2]
 
 
-cdef int move_pixels(ConvPlan plan, task_t task, ptrdiff_t channels, const char *src, char *dst, const char *residual,
-                     int activation, double slope) noexcept:
+cdef void move_pixels(ConvPlan plan, task_t task, ptrdiff_t channels, const char *src, char *dst, const char *residual,
+                      int activation, double slope) noexcept:
     """Run a task over the images of the output's size."""
     cdef MoveJob j
     cdef ptrdiff_t tasks = plan.n * ceil_div(channels, BLOCK_CHANNELS)
     j.k, j.es, j.channels, j.pixels = plan.k, plan.es, channels, image_pixels(plan)
     j.src, j.dst, j.residual, j.activation, j.slope = src, dst, residual, activation, slope
     with nogil:
-        run_tasks(task, &j, tasks, threads_for(8.0 * plan.n * channels * j.pixels), NULL, 0)
-    return 0
+        run_flushed(task, &j, tasks, threads_for(8.0 * plan.n * channels * j.pixels), NULL, 0)
 
 
 cdef bint is_pointwise(ConvPlan plan) noexcept:
@@ -84,7 +83,7 @@ cdef bint is_full(ConvPlan plan) noexcept:
 cdef struct WindowsJob:
     kernels_t k
     size_t es
-    ptrdiff_t n, channels, taps, pixels, plane  # channels a plane of the image lies apart
+    ptrdiff_t channels, taps, pixels, plane  # of an image; elements between channels
     const ptrdiff_t *at  # [pixel][tap], in a plane; negative where padding is
     const char *x
     char *windows
@@ -114,23 +113,24 @@ cdef void scatter_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
 cdef void find_taps(ConvPlan plan, ptrdiff_t *at) noexcept nogil:
     """Where the taps of each pixel's window lie."""
     cdef const int32_t *tap
-    cdef ptrdiff_t p, t, d, h, w
-    for p in range(plan.out[0] * plan.out[1] * plan.out[2]):
-        for t in range(plan.taps):
-            tap = plan.tap_offsets + 3 * t
-            d = p // plan.out[2] // plan.out[1] * plan.stride[0] + tap[0]
-            h = p // plan.out[2] % plan.out[1] * plan.stride[1] + tap[1]
-            w = p % plan.out[2] * plan.stride[2] + tap[2]
-            at[p * plan.taps + t] = -1
-            if 0 <= d < plan.in_[0] and 0 <= h < plan.in_[1] and 0 <= w < plan.in_[2]:
-                at[p * plan.taps + t] = (d * plan.in_[1] + h) * plan.in_[2] + w
+    cdef ptrdiff_t od, oh, ow, t, d, h, w
+    for od in range(plan.out[0]):
+        for oh in range(plan.out[1]):
+            for ow in range(plan.out[2]):
+                for t in range(plan.taps):
+                    tap = plan.tap_offsets + 3 * t
+                    d, h, w = od * plan.stride[0] + tap[0], oh * plan.stride[1] + tap[1], ow * plan.stride[2] + tap[2]
+                    at[t] = -1
+                    if 0 <= d < plan.in_[0] and 0 <= h < plan.in_[1] and 0 <= w < plan.in_[2]:
+                        at[t] = (d * plan.in_[1] + h) * plan.in_[2] + w
+                at += plan.taps
 
 
 cdef int move_windows(ConvPlan plan, const char *x, char *windows, char *grad_input) except -1:
     """Unfold x into windows [n, p][ic, t]; or, where grad_input is not NULL, add them up there."""
     cdef WindowsJob j
     cdef int threads = threads_for(8.0 * plan.n * image_pixels(plan) * plan.ic * plan.taps)
-    j.k, j.es, j.n, j.channels, j.taps, j.pixels = plan.k, plan.es, plan.n, plan.ic, plan.taps, image_pixels(plan)
+    j.k, j.es, j.channels, j.taps, j.pixels = plan.k, plan.es, plan.ic, plan.taps, image_pixels(plan)
     j.plane, j.x, j.windows = plan.in_[0] * plan.in_[1] * plan.in_[2], x, windows
     j.grad_input = grad_input
     cdef Arena arena = lease(aligned(j.pixels * j.taps * sizeof(ptrdiff_t)))
@@ -138,9 +138,9 @@ cdef int move_windows(ConvPlan plan, const char *x, char *windows, char *grad_in
     with nogil:
         find_taps(plan, <ptrdiff_t *>arena.memory)
         if grad_input == NULL:
-            run_tasks(gather_task, &j, j.n * j.pixels, threads, NULL, 0)
+            run_tasks(gather_task, &j, plan.n * j.pixels, threads, NULL, 0)
         else:
-            run_tasks(scatter_task, &j, j.n * ceil_div(j.channels, BLOCK_CHANNELS), threads, NULL, 0)
+            run_flushed(scatter_task, &j, plan.n * ceil_div(j.channels, BLOCK_CHANNELS), threads, NULL, 0)
     release(arena)
     return 0
 

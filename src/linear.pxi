@@ -29,7 +29,7 @@ cdef struct ProductJob:
     ptrdiff_t slices, kc, cols, rows  # of K; length of one at most; columns and rows a task
     ptrdiff_t slice0, slice1  # of K that are multiplied together
     bint in_place  # A
-    char *packed  # those of B, [slice][panel][k][nr]; NULL: each task packs what it needs, slice by slice
+    char *packed  # panels of B, [slice][panel][k][nr]; NULL: each task packs what it needs, slice by slice
     size_t b_size  # part of a thread's scratch, in bytes
     const char *bias  # one a column
     const char *residual  # of the layout of C
@@ -170,7 +170,9 @@ cdef void plan_product(ProductJob *j) noexcept nogil:
     cdef ptrdiff_t nr = j.k.nr, mr = j.k.mr, blocks, cols
     j.slices = max(<ptrdiff_t>1, ceil_div(j.depth, DEPTH))
     j.kc = max(<ptrdiff_t>1, ceil_div(j.depth, j.slices))
-    j.rows = j.m if j.m <= ONE_BLOCK * mr else split(j.m, max(ceil_div(j.m, PRODUCT_TASKS), ROW_PANELS * mr), mr)
+    j.rows = max(<ptrdiff_t>1, j.m)
+    if j.m > ONE_BLOCK * mr:
+        j.rows = split(j.m, max(ceil_div(j.m, PRODUCT_TASKS), ROW_PANELS * mr), mr)
     blocks = ceil_div(j.m, j.rows)
     cols = (PACKED_B if blocks > 1 else TASK_B) // (j.kc * <ptrdiff_t>j.es)
     j.cols = split(j.n, min(cols, ceil_div(j.n, ceil_div(PRODUCT_TASKS, blocks))), nr)

@@ -432,6 +432,9 @@ def test_denormals_are_flushed_in_convolutions_alone(algorithm, isa):
     tiny = np.full((1, 2, 8, 8), 1e-40, np.float32)
     y = fastconv.conv2d(tiny, np.full((3, 2, 3, 3), 1e3, np.float32), padding=1, algorithm=algorithm)
     np.testing.assert_array_less(np.abs(y), 1e-35)
+    zeros, image = np.zeros((3, 2, 3, 3), np.float32), np.ones((1, 2, 8, 8), np.float32)
+    y = fastconv.conv2d(image, zeros, residual=np.full((1, 3, 6, 6), 1e-40, np.float32), algorithm=algorithm)
+    np.testing.assert_array_equal(y, 0)
     assert np.float32(1e-40) * np.float32(0.5) != 0  # the processor's mode is what it was
     np.testing.assert_array_equal(fastconv.max_pool2d(tiny, 2), tiny[:, :, ::2, ::2])
     np.testing.assert_array_equal(fastconv.relu(tiny), tiny)

@@ -39,6 +39,8 @@ CASES = [
     ((2, 16, 16, 28, 28), (32, 16, 3, 3, 3), {"padding": 1}, "3-D"),
     ((1, 4, 40, 64, 64), (4, 4, 3, 3, 3), {"dilation": 19}, "3-D, dilated"),
     ((1, 1024, 6, 14, 14), (8, 1024, 3, 3, 3), {"padding": 1}, "3-D, many channels"),
+    ((1, 1, 35, 35, 35), (1, 1, 32, 32, 32), {}, "3-D, few pixels of many taps"),
+    ((1, 1, 8, 8), (2**17, 1, 1, 1), {}, "few pixels of many filters"),
     ((1, 4096, 28, 28), (2, 4096, 3, 3), {"padding": 1}, "many channels"),
 ]
 MASKS = [(True, False, False), (False, True, True), (True, True, True)]
