@@ -39,6 +39,8 @@ class ConvPlan:
         winograd: tuple[tuple[int, int, int, int, int, int, int] | None, ...] = (None, None, None),
         direct: tuple[int, int, int] = (0, 0, 0),
         im2col: tuple[bool, bool, bool] = (False, False, False),
+        full: bool = False,
+        pointwise: bool = False,
     ) -> None: ...
 
 class PoolPlan:

@@ -390,12 +390,7 @@ def conv_plan(g: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _ker
     passes = [conv_passes(g, algorithm, tile)[name] for name in PASSES]
     output, gradient = _sweeps(g)
     in_size, out_size = g.in_size, g.out_size
-    if (
-        in_size == out_size
-        and math.prod(g.kernel) == 1
-        and g.stride == (1, 1, 1)
-        and passes[0].algorithm in ("gemm", "im2col")
-    ):
+    if g.pointwise and passes[0].algorithm in ("gemm", "im2col"):
         in_size = out_size = (1, 1, math.prod(in_size))  # 1x1: an image is one row
     return _kernels.ConvPlan(
         type_char,
@@ -416,4 +411,6 @@ def conv_plan(g: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _ker
         tuple(p.blocking if p.algorithm == "winograd" else None for p in passes),
         tuple(p.blocking[0] if p.algorithm == "direct" else 0 for p in passes),
         tuple(p.algorithm == "im2col" for p in passes),
+        g.full,
+        g.pointwise,
     )

@@ -89,6 +89,11 @@ class ConvGeometry:
         return whole and self.groups == 1 and self.pad == ((0, 0),) * 3
 
     @property
+    def pointwise(self) -> bool:
+        """Whether a window is a pixel."""
+        return self.in_size == self.out_size and math.prod(self.kernel) == 1 and self.stride == (1, 1, 1)
+
+    @property
     def few_pixels(self) -> bool:
         """Whether all windows, unfolded, are few and small, and so are the pixels and where the taps of each lie."""
         taps, places = math.prod(self.kernel), math.prod(self.out_size)

@@ -73,13 +73,14 @@ cdef class ConvPlan:
     cdef Blocking output_blocking, gradient_blocking
     cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight_rows
     cdef bint[3] im2col
+    cdef bint full, pointwise  # windows that are images, or pixels, as they are
     cdef Winograd winograd_output, winograd_gradient, winograd_weight
     cdef ptrdiff_t wg_rows, wg_cols, wg_pixels, wg_shares  # weight gradient: ic a block, oc a block, pixels, shares
 
     def __cinit__(self, str type, int isa, ptrdiff_t n, ptrdiff_t ic, ptrdiff_t oc, ptrdiff_t groups, in_size, out_size,
                   kernel, stride, dilation, pad, output_blocking, gradient_blocking, weight_blocking,
                   winograd=(None, None, None),
-                  direct=(0, 0, 0), im2col=(False, False, False)):
+                  direct=(0, 0, 0), im2col=(False, False, False), bint full=False, bint pointwise=False):
         cdef int i
         cdef ptrdiff_t volume
         self.k = fc_tables(isa)[type == "d"]
@@ -98,6 +99,7 @@ cdef class ConvPlan:
         self.wg_rows, self.wg_cols, self.wg_pixels, self.wg_shares = weight_blocking
         self.direct_rows, self.direct_gradient_rows, self.direct_weight_rows = direct
         self.im2col[0], self.im2col[1], self.im2col[2] = im2col
+        self.full, self.pointwise = full, pointwise
         if winograd[0]:
             self.winograd_output = winograd_blocking(winograd[0])
         if winograd[1]:

@@ -62,24 +62,6 @@ cdef void move_pixels(ConvPlan plan, task_t task, ptrdiff_t channels, const char
         run_flushed(task, &j, tasks, threads_for(8.0 * plan.n * channels * j.pixels), NULL, 0)
 
 
-cdef bint is_pointwise(ConvPlan plan) noexcept:
-    """Whether an image's pixels are windows as they are."""
-    cdef int i
-    for i in range(3):
-        if plan.pad[i] or plan.stride[i] > 1 or plan.kernel[i] > 1 or plan.in_[i] != plan.out[i]:
-            return False
-    return True
-
-
-cdef bint is_full(ConvPlan plan) noexcept:
-    """Whether a filter covers the image and has one place there: a fully connected layer."""
-    cdef int i
-    for i in range(3):
-        if plan.out[i] > 1 or plan.pad[i] or plan.dilation[i] > 1 or plan.kernel[i] != plan.in_[i]:
-            return False
-    return True
-
-
 cdef struct WindowsJob:
     kernels_t k
     size_t es
@@ -160,7 +142,7 @@ cdef ProductJob im2col_product(ConvPlan plan, bint gradient, const char *weight)
 
 cdef size_t windows_size(ConvPlan plan) noexcept:
     """Bytes of X' where it is no array as it lies."""
-    return 0 if is_full(plan) else aligned(plan.n * image_pixels(plan) * plan.ic * plan.taps * plan.es)
+    return 0 if plan.full else aligned(plan.n * image_pixels(plan) * plan.ic * plan.taps * plan.es)
 
 
 cdef size_t pixels_size(ConvPlan plan) noexcept:
@@ -170,9 +152,9 @@ cdef size_t pixels_size(ConvPlan plan) noexcept:
 
 cdef const char *find_windows(ConvPlan plan, const char *x, char *memory) except NULL:
     """X': x itself, or in memory."""
-    if is_full(plan):
+    if plan.full:
         return x
-    if is_pointwise(plan):
+    if plan.pointwise:
         move_pixels(plan, to_pixels_task, plan.ic, x, memory, NULL, 0, 0)
     else:
         move_windows(plan, x, memory, NULL)
@@ -214,7 +196,7 @@ cdef int conv_im2col_input_gradient(ConvPlan plan, const char *grad_output, cons
     try:
         j.a, j.c = find_pixels(plan, grad_output, memory + windows), memory if windows else grad_input
         run_product(&j, packed)
-        if windows and is_pointwise(plan):
+        if windows and plan.pointwise:
             move_pixels(plan, to_channels_task, plan.ic, memory, grad_input, NULL, 0, 0)
         elif windows:
             move_windows(plan, NULL, memory, grad_input)
