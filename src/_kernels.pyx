@@ -136,6 +136,8 @@ cdef extern from "micro.h" nogil:
                           const void *, void *, ptrdiff_t, int, int, int) noexcept nogil
         void (*gemm_blocks)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, void *, ptrdiff_t, int,
                             int) noexcept nogil
+        void (*gemm_few)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t,
+                         void *, ptrdiff_t) noexcept nogil
         void (*pack_weights)(const fc_sweep *, const void *, ptrdiff_t, ptrdiff_t, int, int, void *) noexcept nogil
         void (*pack_pixels)(const fc_sweep *, const fc_run *, int, const void *, ptrdiff_t, ptrdiff_t,
                             void *, ptrdiff_t) noexcept nogil

@@ -40,7 +40,7 @@ def packing(ConvPlan plan not None, bint gradient):
         return None if tiles.used_once and tiles.u_size > MAX_PACKED else (name, "winograd", isa, plan.groups)
     if plan.im2col[gradient]:
         product = im2col_product(plan, gradient, NULL)
-        return None if is_dots(&product) else (name, "im2col", isa, plan.groups)
+        return None if has_few_rows(&product) else (name, "im2col", isa, plan.groups)
     direct = plan.direct_gradient_rows if gradient else plan.direct_rows
     if direct and depthwise_plane(plan, &plane) and (plan.oc == 1 or not gradient):
         return None

@@ -9,8 +9,8 @@ All three are C[m][n] = sum_k A(m, k) * B(k, n), A and B packed from lines that 
                 pack A[kc][mr], which stays in L1        (or read it in place, where few columns would share it)
                 C[mr][columns] += A * B                  B streams from L2, C is written line by line
 
-For few rows of A packing B would be most of the work: where both lie along k, elements of C are dot products, which
-read B once and pack nothing.
+For few rows of A packing B would be most of the work: B is read once, as it lies. Along k elements of C are dot
+products; across it lines of B, scaled, are added to rows of C.
 
 NumPy's BLAS would bring threads of its own, which spin against ours: a 64 x 400 x 120 product goes from 72 us to 3.7 ms
 when it alternates with a parallel region.
@@ -125,18 +125,20 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
 
 
 cdef enum:
-    DOT_ROWS = 4  # of A, at most, or
-    MORE_DOT_ROWS = 8  # where B stays in a cache:
+    FEW_ROWS = 4  # of A, at most, or
+    MORE_ROWS = 8  # where B stays in a cache:
     KEPT_B = 4 << 20  # bytes
     DOTS = 9  # columns that share the loads of a row of A
     DOT_COLS = 36  # a task
     DOT_DEPTH = 512  # of what columns stay in L1 while several rows of A meet them
+    LINE = 8192  # bytes of a line of B a task
 
 
-cdef bint is_dots(const ProductJob *j) noexcept nogil:
-    """Whether elements of C are computed as dot products: for so few rows of A and so many bytes of B."""
-    return (j.a_step == 1 and j.b_step == 1
-            and j.m <= (MORE_DOT_ROWS if j.n * j.depth * <ptrdiff_t>j.es <= KEPT_B else DOT_ROWS))
+cdef bint has_few_rows(const ProductJob *j) noexcept nogil:
+    """Whether B is read as it lies: for so few rows of A and so many bytes of B."""
+    if j.b_step != 1:
+        return j.m <= FEW_ROWS
+    return j.a_step == 1 and j.m <= (MORE_ROWS if j.n * j.depth * <ptrdiff_t>j.es <= KEPT_B else FEW_ROWS)
 
 
 cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -155,6 +157,20 @@ cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
                 j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, min(depth, j.depth - k0),
                                j.a + (i * j.a_row + k0) * j.es, 0, j.b + ((col0 + p) * j.b_col + k0) * j.es, 0, column,
                                j.c + (i * j.ldc + col0 + p) * j.es)
+    finish_columns(j, col0, cols)
+
+
+cdef void lines_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: a block of columns of C."""
+    cdef ProductJob *j = <ProductJob *>job_
+    cdef ptrdiff_t col0 = task * j.cols, cols = min(j.cols, j.n - col0), i
+    for i in range(j.m):
+        memset(j.c + (i * j.ldc + col0) * j.es, 0, cols * j.es)
+    j.k.gemm_few(j.depth, j.a, j.a_row, j.a_step, j.m, j.b + col0 * j.es, j.b_step, cols, j.c + col0 * j.es, j.ldc)
+    finish_columns(j, col0, cols)
+
+
+cdef void finish_columns(const ProductJob *j, ptrdiff_t col0, ptrdiff_t cols) noexcept nogil:
     if j.bias != NULL or j.residual != NULL or j.activation:
         j.k.epilogue(j.c + col0 * j.es, j.ldc, <int>j.m, <int>cols, NULL if j.bias == NULL else j.bias + col0 * j.es,
                      NULL if j.residual == NULL else j.residual + col0 * j.es, j.activation, j.slope)
@@ -191,9 +207,13 @@ cdef int run_product(ProductJob *j, char *panels) except -1:
     cdef int threads = threads_for(2.0 * j.m * j.n * j.depth)
     if j.m == 0 or j.n == 0:
         return 0
-    if is_dots(j):
+    if has_few_rows(j):
         with nogil:
-            run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
+            if j.b_step == 1:
+                run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
+            else:
+                j.cols = split(j.n, min(LINE // <ptrdiff_t>j.es, ceil_div(j.n, threads)), j.k.lanes)
+                run_flushed(lines_task, j, ceil_div(j.n, j.cols), threads, NULL, 0)
         return 0
     plan_product(j)
     together, tasks = j.slices, ceil_div(j.m, j.rows)

@@ -34,6 +34,13 @@ def torch():
     return pytest.importorskip("torch")
 
 
+def pytest_collection_modifyitems(items):
+    """The mark `torch`, of all that is compared with PyTorch where it is installed."""
+    for item in items:
+        if "torch" in item.fixturenames:
+            item.add_marker("torch")
+
+
 class _Zeros(np.random.Generator):
     def standard_normal(self, shape, dtype):
         return np.zeros(shape, dtype)

@@ -873,8 +873,7 @@ def test_interleaved_arrays_do_not_overlap():
     check_equal(fastconv.relu(x, out=out), reference.relu(x))
 
 
-def test_torch_tensors():
-    torch = pytest.importorskip("torch")
+def test_torch_tensors(torch):
     weight = ints(2, 4, 3, 3)
     check_equal(fastconv.conv2d(torch.from_numpy(X), torch.from_numpy(weight)), fastconv.conv2d(X, weight))
     with pytest.raises(TypeError, match=r"^conv2d: x must be an array in CPU memory, got Tensor: .*requires? grad"):

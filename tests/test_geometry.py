@@ -69,8 +69,7 @@ def test_ceil_mode_keeps_a_window_that_starts_inside(kernel, stride, padding):
             assert geometry.out_size == (1, 1, len(starts))
 
 
-def test_pool_sizes_equal_torch():
-    torch = pytest.importorskip("torch")
+def test_pool_sizes_equal_torch(torch):
     cases = itertools.product(range(1, 10), (1, 2, 3, 4), (1, 2, 3, 5), (0, 1, 2), (1, 2), (False, True))
     for size, kernel, stride, padding, dilation, ceil_mode in cases:
         if padding > kernel // 2:

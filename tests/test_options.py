@@ -613,6 +613,7 @@ def check_epilogue(op, arrays, shape, limit, more, activation, with_bias, with_r
     assert_close(op.forward(fastconv, arrays, **given, **more), expected, limit, dtype, f"with {activation}")
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("family", FAMILIES)
 @hypothesis.given(st.data(), st.sampled_from(ISAS), st.sampled_from("fd"), layouts, st.integers(0, 99))
 def test_every_option(family, data, isa, char, layout, seed):

@@ -271,6 +271,41 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t
     }
 }
 
+/* c[cols] += sum_k a[k * step] * b[k][cols], `count` lines of B at a time */
+#define add_lines FC_LOCAL(add_lines)
+FC_INLINE void add_lines(const int count, const REAL *a, ptrdiff_t step, const REAL *b, ptrdiff_t ldb, ptrdiff_t cols,
+                         REAL *c) {
+    vec ak[8];
+    const REAL *line[8];
+    FC_UNROLL
+    for (int k = 0; k < count; k++) ak[k] = vec_splat(a[k * step]), line[k] = b + k * ldb;
+    ptrdiff_t j = 0;
+    for (; j + FC_LANES <= cols; j += FC_LANES) {
+        vec sum = vec_load(c + j);
+        FC_UNROLL
+        for (int k = 0; k < count; k++) sum += ak[k] * vec_load(line[k] + j);
+        vec_store(c + j, sum);
+    }
+    if (j < cols) {
+        const uint32_t tail = bits_range(0, cols - j);
+        vec sum = vec_load_bits(c + j, tail);
+        FC_UNROLL
+        for (int k = 0; k < count; k++) sum += ak[k] * vec_load_bits(line[k] + j, tail);
+        vec_store_bits(c + j, sum, tail);
+    }
+}
+
+/* For a few rows of A: B is read once, as it lies, and C stays in L1. */
+static void FC_KERNEL(gemm_few)(ptrdiff_t k, const void *a_, ptrdiff_t lda, ptrdiff_t step, ptrdiff_t rows,
+                                const void *b_, ptrdiff_t ldb, ptrdiff_t cols, void *c_, ptrdiff_t ldc) {
+    const REAL *a = a_, *b = b_;
+    REAL *c = c_;
+    for (; k >= 8; k -= 8, a += 8 * step, b += 8 * ldb)
+        for (ptrdiff_t i = 0; i < rows; i++) add_lines(8, a + i * lda, step, b, ldb, cols, c + i * ldc);
+    for (; k > 0; k--, a += step, b += ldb)
+        for (ptrdiff_t i = 0; i < rows; i++) add_lines(1, a + i * lda, step, b, ldb, cols, c + i * ldc);
+}
+
 #undef FC_EACH_VECTORS
 #undef FC_EACH_ROWS3
 #undef FC_EACH_TAIL

@@ -36,6 +36,7 @@ static const fc_kernels FC_LOCAL(table) = {
     .gemm_lines = FC_KERNEL(gemm_lines),
     .gemm_rows = FC_KERNEL(gemm_rows),
     .gemm_blocks = FC_KERNEL(gemm_blocks),
+    .gemm_few = FC_KERNEL(gemm_few),
     .pack_weights = FC_KERNEL(pack_weights),
     .pack_pixels = FC_KERNEL(pack_pixels),
     .store_runs = FC_KERNEL(store_runs),

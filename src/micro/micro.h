@@ -165,6 +165,9 @@ typedef struct {
     /* The same with any number of rows of A in blocks of vectors: (i, k) is a[i / lanes * block + k * lanes + i % lanes] */
     void (*gemm_blocks)(ptrdiff_t k, const void *a, ptrdiff_t block, ptrdiff_t rows, const void *b, void *c,
                         ptrdiff_t ldc, int cols, int accumulate);
+    /* C[rows][cols] += sum_k a[i * lda + k * step] * b[k][cols], for a few rows */
+    void (*gemm_few)(ptrdiff_t k, const void *a, ptrdiff_t lda, ptrdiff_t step, ptrdiff_t rows, const void *b,
+                     ptrdiff_t ldb, ptrdiff_t cols, void *c, ptrdiff_t ldc);
 
     /* weights of rows [0, rows) -> A panel [k = (tap, channel)][mr], zero rows behind the last */
     void (*pack_weights)(const fc_sweep *s, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int rows,
