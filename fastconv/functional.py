@@ -105,6 +105,7 @@ _NONE = (None, None, None)
 _ndarray = np.ndarray
 _empty = _kernels.empty
 _INT64 = np.dtype(np.int64)
+_are_ints = _kernels.are_ints
 _current_isa = _kernels.get_isa
 _type_char = _kernels.type_char  # of a native array of float32 or float64, else None
 
@@ -230,11 +231,9 @@ def _of_rank(ndim: int, core: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def _plain_options(function: str, names: tuple[str, ...], options: tuple) -> tuple:
     """Return options of which equal ones mean the same: as they come, 1, True and 1.0 are equal, and a list no key."""
-    for option in options:
-        for item in option if type(option) is tuple else (option,):
-            if type(item) is not int:
-                return tuple([geometry.plain(function, *item) for item in zip(names, options, strict=True)])
-    return options
+    if _are_ints(options):
+        return options
+    return tuple([geometry.plain(function, *item) for item in zip(names, options, strict=True)])
 
 
 # --- Convolution -----------------------------------------------------------------------------------------------------

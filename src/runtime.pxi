@@ -154,6 +154,18 @@ def type_char(value):
     return None
 
 
+def are_ints(tuple options not None):
+    """Whether options are integers and tuples of them: bool and NumPy's integers are other types."""
+    for option in options:
+        if type(option) is tuple:
+            for item in <tuple>option:
+                if type(item) is not int:
+                    return False
+        elif type(option) is not int:
+            return False
+    return True
+
+
 def apart(a, b):
     """Whether two arrays share no memory, as far as their ends tell: contiguous ones, one behind the other."""
     if not (PyArray_CheckExact(a) and PyArray_CheckExact(b) and PyArray_IS_C_CONTIGUOUS(<ndarray>a)
