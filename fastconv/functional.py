@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _kernels, algorithms, geometry, runtime
-from .packing import PackedWeight
+from .packing import PackedWeight, live_taps
 
 __all__ = [
     "PackedWeight",
@@ -300,6 +300,8 @@ def explain(
     geometry.check_algorithm_serves("explain", algorithm, g)
     tile = algorithms.register_tile(dtype.char, runtime.current_isa())
     passes = algorithms.conv_passes(g, algorithm, tile)
+    if algorithm == "auto" and g.macs and not transposed:
+        passes["output"] = algorithms.conv_passes(g.live[1], algorithm, tile)["output"]
     if transposed:  # the convolution from the output back to the input has these two exchanged
         passes["output"], passes["input_gradient"] = passes["input_gradient"], passes["output"]
     return algorithms.Explanation(passes)
@@ -314,19 +316,52 @@ class _ConvCall(NamedTuple):
     plan: Any
     output_packing: tuple | None  # see PackedWeight
     gradient_packing: tuple | None
+    live: _Live | None = None  # where some taps only ever meet padding
+
+
+class _Live(NamedTuple):
+    """The output by the taps that meet the image."""
+
+    taps: tuple[int, ...]
+    kernel: tuple[int, ...]
+    plan: Any
+    packing: tuple | None
 
 
 @lru_cache(_CACHED_CALLS)
 def _conv_call(function, ndim, x_shape, weight_shape, options, dtype_char, algorithm, isa) -> _ConvCall:
     unbatched = len(x_shape) == ndim + 1
     g = geometry.conv_geometry(function, ndim, (1, *x_shape) if unbatched else x_shape, weight_shape, *options)
-    return _ConvCall(g.out_shape[unbatched:], (g.oc,), g.n, *_planned(function, g, dtype_char, algorithm, isa))
+    planned = _planned(function, g, dtype_char, algorithm, isa)
+    return _ConvCall(g.out_shape[unbatched:], (g.oc,), g.n, *planned, _find_live(g, dtype_char, algorithm, isa))
+
+
+def _find_live(g, dtype_char, algorithm, isa) -> _Live | None:
+    if algorithm != "auto" or not g.macs:
+        return None
+    first, live = g.live
+    if live.kernel == g.kernel:
+        return None
+    box = tuple([slice(a, a + n) for a, n in zip(first, live.kernel, strict=True)])
+    taps = tuple(np.arange(math.prod(g.kernel)).reshape(g.kernel)[box].ravel().tolist())
+    plan = algorithms.conv_plan(live, dtype_char, algorithm, _kernels.ISAS[isa])
+    return _Live(taps, live.kernel[-g.ndim :], plan, _kernels.packing(plan, False))
 
 
 def _planned(function, g, dtype_char, algorithm, isa) -> tuple[Any, tuple | None, tuple | None]:
     geometry.check_algorithm_serves(function, algorithm, g)
     plan = algorithms.conv_plan(g, dtype_char, algorithm, _kernels.ISAS[isa])
     return plan, _kernels.packing(plan, False), _kernels.packing(plan, True)
+
+
+def _with_live_taps(call: _ConvCall, weight: NDArray, packed: PackedWeight | None) -> tuple:
+    """Return plan, packing, weights and their snapshot, if any, for the output: by the live taps where that serves."""
+    if call.live is not None:
+        taps, kernel, plan, packing = call.live
+        live = live_taps(weight, taps, kernel) if packed is None else packed.live(taps, kernel)
+        if live is not None:
+            return plan, packing, *((live, None) if packed is None else (live.raw, live))
+    return call.plan, call.output_packing, weight, packed
 
 
 def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
@@ -415,7 +450,8 @@ def pack_weight(
     input_shape = geometry.check_input_shape(function, ndim, input_shape, "ic")
     call = _find_conv_call(function, ndim, input_shape, weight, (stride, padding, dilation, groups), algorithm)
     packed = PackedWeight(weight)
-    packed.form(call.plan, call.output_packing, False)
+    plan, packing, _, used = _with_live_taps(call, packed.raw, packed)
+    used.form(plan, packing, False)
     return packed
 
 
@@ -541,8 +577,11 @@ def _conv(
         geometry.check_shape(function, "residual", residual.shape, call.out_shape, "the result's shape")
     target = _target(function, "out", out, call.out_shape, dtype)
     if target.size:
-        panels = None if packed is None else packed.form(call.plan, call.output_packing, False)
-        _kernels.conv_output(call.plan, x, weight, bias, residual, target, code, slope, panels)
+        plan, packing = call.plan, call.output_packing
+        if call.live is not None:
+            plan, packing, weight, packed = _with_live_taps(call, weight, packed)
+        panels = None if packed is None else packed.form(plan, packing, False)
+        _kernels.conv_output(plan, x, weight, bias, residual, target, code, slope, panels)
     return _delivered(out, target)
 
 

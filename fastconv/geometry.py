@@ -102,6 +102,17 @@ class ConvGeometry:
         return few and elements * MAX_ITEMSIZE <= MAX_COPIED
 
     @property
+    def live(self) -> tuple[Size, ConvGeometry]:
+        """The first of the taps that meet the image for some output, and the convolution by these alone.
+
+        The others only ever meet padding: eight of nine on an image of one pixel, or where the dilation is its size.
+        """
+        first, kernel, pad = zip(
+            *map(_live, self.in_size, self.out_size, self.kernel, self.stride, self.dilation, self.pad), strict=True
+        )
+        return first, replace(self, kernel=kernel, pad=pad)
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of direct convolution."""
         return self.n * self.oc * math.prod(self.out_size) * (self.ic // self.groups) * math.prod(self.kernel)
@@ -120,6 +131,17 @@ class ConvGeometry:
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the output, with `ndim` spatial dimensions."""
         return (self.n, self.oc, *self.out_size[-self.ndim :])
+
+
+def _live(
+    size: int, out: int, kernel: int, stride: int, dilation: int, pad: tuple[int, int]
+) -> tuple[int, int, tuple[int, int]]:
+    """Return the first live tap of a dimension, how many there are up to the last, and the padding left to them."""
+    before, after = pad
+    starts = ((k, max(0, -((k * dilation - before) // stride))) for k in range(kernel))  # the output that has it inside
+    live = [k for k, o in starts if o < out and o * stride + k * dilation - before < size] or [0, kernel - 1]
+    first, last = min(live[0], before // dilation), max(live[-1], kernel - 1 - after // dilation)
+    return first, last + 1 - first, (before - first * dilation, after - (kernel - 1 - last) * dilation)
 
 
 @dataclass(frozen=True, slots=True)

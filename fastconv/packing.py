@@ -14,6 +14,15 @@ __all__ = ["PackedWeight"]
 _KEPT = 8  # forms; one more starts anew
 
 
+def live_taps(weight: NDArray, taps: tuple[int, ...], kernel: tuple[int, ...]) -> NDArray | None:
+    """Return filters of shape `kernel` from some taps of each filter, where the others do no more than meet padding.
+
+    None where a weight may be no finite number: it makes NaN of the padding's zeros.
+    """
+    live = _kernels.empty((*weight.shape[:2], *kernel), weight.dtype.char)
+    return live if _kernels.live_taps(weight, taps, live) else None
+
+
 class PackedWeight:
     """An immutable snapshot of a convolution's weights that keeps what the kernels make of them: see `pack_weight`.
 
@@ -31,13 +40,14 @@ class PackedWeight:
         Bytes of the weights and of the forms kept.
     """
 
-    __slots__ = ("_forms", "_raw")
+    __slots__ = ("_forms", "_live", "_raw")
 
     def __init__(self, weight: NDArray):
         weight = np.array(weight, weight.dtype.newbyteorder("="), order="C")
         weight.flags.writeable = False
         self._raw = weight[...]  # a view, which nobody can make writeable
         self._forms: dict[tuple, _kernels.Panels] = {}
+        self._live: dict[tuple, PackedWeight | None] = {}
 
     @property
     def raw(self) -> NDArray:
@@ -57,7 +67,8 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        return self._raw.nbytes + sum([form.nbytes for form in tuple(self._forms.values())])
+        live = [weight.nbytes for weight in tuple(self._live.values()) if weight is not None]
+        return self._raw.nbytes + sum([form.nbytes for form in tuple(self._forms.values())]) + sum(live)
 
     def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray:
         if copy or dtype not in (None, self.dtype):
@@ -67,7 +78,9 @@ class PackedWeight:
         return self._raw
 
     def __repr__(self) -> str:
-        forms = ", ".join([" ".join(key[:3]) for key in tuple(self._forms)]) or "nothing yet"
+        snapshots = self, *[live for live in tuple(self._live.values()) if live is not None]
+        keys = [key for snapshot in snapshots for key in tuple(snapshot._forms)]
+        forms = ", ".join([" ".join(key[:3]) for key in keys]) or "nothing yet"
         return (
             f"PackedWeight(shape={self.shape}, dtype={self.dtype}, {self.nbytes / 2**20:.1f} MiB, packed for: {forms})"
         )
@@ -80,6 +93,16 @@ class PackedWeight:
 
     def __deepcopy__(self, memo: Any) -> PackedWeight:
         return self
+
+    def live(self, taps: tuple[int, ...], kernel: tuple[int, ...]) -> PackedWeight | None:
+        """Return `live_taps` of the weights, with forms of their own."""
+        key = taps, kernel
+        if key not in self._live:
+            live = live_taps(self._raw, *key)
+            if len(self._live) >= _KEPT:
+                self._live = {}
+            self._live[key] = None if live is None else PackedWeight(live)
+        return self._live[key]
 
     def form(self, plan: _kernels.ConvPlan, key: tuple | None, gradient: bool) -> _kernels.Panels | None:
         """Return the packed weights for a pass of a plan, `key` being its `packing`: None where that is.

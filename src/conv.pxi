@@ -81,6 +81,58 @@ def pack_weight(ConvPlan plan not None, bint gradient, ndarray weight not None):
     return panels
 
 
+cdef struct TapsJob:
+    kernels_t k
+    size_t es
+    ptrdiff_t filters, taps, live  # (oc, ic); of a filter; of those wanted
+    ptrdiff_t *at
+    const char *weight
+    char *out
+    char *sums  # of a task's weights
+
+
+cdef enum:
+    TASK_WEIGHTS = 1 << 14
+
+
+cdef void live_taps_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: TASK_WEIGHTS of the weights."""
+    cdef TapsJob *j = <TapsJob *>job_
+    cdef ptrdiff_t filters = max(<ptrdiff_t>1, TASK_WEIGHTS // j.taps), first = task * filters
+    cdef const char *weight = j.weight + first * j.taps * j.es
+    filters = min(filters, j.filters - first)
+    j.k.sum(filters * j.taps, weight, j.sums + task * j.es)
+    j.k.gather_window(filters, j.taps, j.live, j.at, weight, j.out + first * j.live * j.es)
+
+
+def live_taps(ndarray weight not None, tuple taps not None, ndarray out not None):
+    """out[oc][ic] = weight[oc][ic][taps]; returns whether all weights are finite.
+
+    As far as their sum tells: where that of finite weights is not, no more is lost than time.
+    """
+    cdef TapsJob j
+    cdef ptrdiff_t i, tasks
+    cdef double total = 0
+    j.es = PyArray_ITEMSIZE(weight)
+    j.k = fc_tables(fc_get_isa())[j.es == 8]
+    j.filters, j.live = weight.shape[0] * weight.shape[1], len(taps)
+    j.taps = PyArray_SIZE(weight) // j.filters
+    j.weight, j.out = read(weight, j.es, j.filters * j.taps), written(out, j.es, j.filters * j.live)
+    tasks = ceil_div(j.filters, max(<ptrdiff_t>1, TASK_WEIGHTS // j.taps))
+    cdef int threads = threads_for(8.0 * j.filters * j.taps)
+    cdef size_t table = aligned(j.live * sizeof(ptrdiff_t))
+    cdef Arena arena = lease(table + aligned(tasks * j.es))
+    j.at, j.sums = <ptrdiff_t *>arena.memory, <char *>arena.memory + table
+    for i in range(j.live):
+        j.at[i] = taps[i]
+    with nogil:
+        run_tasks(live_taps_task, &j, tasks, threads, NULL, 0)
+        for i in range(tasks):
+            total += (<double *>j.sums)[i] if j.es == 8 else (<float *>j.sums)[i]
+    release(arena)
+    return total - total == 0
+
+
 cdef inline char *panels_memory(Panels panels) noexcept:
     return NULL if panels is None else panels.memory
 

@@ -235,3 +235,22 @@ def test_steps_that_are_never_taken():
     geometry = conv((4, 4), (1, 2), stride=(2**31 - 1, 2), dilation=(2**31 - 1, 2))
     assert (geometry.out_size, geometry.stride, geometry.dilation) == ((1, 1, 1), (1, 1, 1), (1, 1, 2))
     assert pool((4, 4), 2, stride=(2, 2**31 - 1)).stride == (1, 2, 1)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 1), (4, 0), (2, 7)])
+def test_taps_that_meet_only_padding_are_left_out(before, after):
+    some = 0
+    for size, kernel, stride, dilation in itertools.product((1, 2, 3, 5), (1, 2, 3, 6), (1, 2, 3, 7), (1, 2, 5)):
+        if dilation * (kernel - 1) >= size + before + after:
+            continue
+        g = conv((size,), (kernel,), stride=stride, dilation=dilation, padding=((before, after),))
+        starts = range(-before, -before + stride * g.out_size[2], stride)
+        live = [k for k in range(kernel) if any(0 <= start + k * dilation < size for start in starts)]
+        first, rest = g.live
+        kept = range(first[2], first[2] + rest.kernel[2])
+        assert set(live) <= set(kept) <= set(range(kernel))
+        assert rest.pad[2] == (before - first[2] * dilation, after - (kernel - 1 - kept[-1]) * dilation)
+        assert min(rest.pad[2]) >= 0
+        assert dataclasses.replace(rest, kernel=g.kernel, pad=g.pad) == g
+        some += len(kept) < kernel
+    assert (some > 0) == (before + after > 1)

@@ -24,6 +24,7 @@ CASES = [
     ((1, 3, 6, 7, 8), (5, 3, 2, 3, 3), {"padding": 1}, "3-D"),
     ((3, 9, 10), (4, 3, 3, 3), {}, "unbatched"),
     ((0, 3, 9, 10), (4, 3, 3, 3), {}, "no image"),
+    ((2, 30, 4, 5), (20, 30, 3, 3), {"padding": 5, "dilation": 5}, "taps that meet only padding"),
 ]
 ALGORITHMS = ("auto", "gemm", "im2col", "direct", "winograd")
 
@@ -87,6 +88,15 @@ def test_winograd_gives_way_to_gemm(value, isa):
     packed = fastconv.pack_weight(weight, x.shape, algorithm="winograd")
     with np.errstate(all="ignore"):
         assert_same_bits(passes(x, packed, algorithm="winograd"), passes(x, weight, algorithm="winograd"))
+
+
+def test_a_weight_that_meets_only_padding_and_is_not_finite(dtype):
+    x, weight = drawn(2, 6, 1, 1, dtype=dtype), drawn(5, 6, 3, 3, dtype=dtype)
+    weight[2, 3, 0, 0], weight[4, 3, 2, 2] = np.inf, np.nan
+    packed = fastconv.pack_weight(weight, x.shape, padding=1)
+    for y in (fastconv.conv2d(x, weight, padding=1), fastconv.conv2d(x, packed, padding=1)):
+        assert np.isnan(y).any(axis=(0, 2, 3)).tolist() == [False, False, True, False, True]
+        np.testing.assert_allclose(y, fastconv.reference.conv2d(x, weight, padding=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("copied", [lambda p: pickle.loads(pickle.dumps(p)), copy.copy, copy.deepcopy, lambda p: p])

@@ -71,6 +71,10 @@ static void FC_KERNEL(gather_window)(ptrdiff_t channels, ptrdiff_t plane, ptrdif
                                      const void *x_, void *window_) {
     const REAL *x = x_;
     REAL *window = window_;
+    if (taps == 1 && *at >= 0) {
+        for (ptrdiff_t c = 0; c < channels; c++) window[c] = x[*at + c * plane];
+        return;
+    }
     for (ptrdiff_t c = 0; c < channels; c++, x += plane, window += taps)
         for (ptrdiff_t t = 0; t < taps; t++) window[t] = at[t] < 0 ? 0 : x[at[t]];
 }
