@@ -14,7 +14,8 @@ Costs are cycles of one core on data in cache, counted in vector operations:
               + OPERAND * k * n                             columns are packed
               + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
-              + P / 36 * (tiles * (IN * C + OUT * M) + FILTER * C * D * M) / lanes      (weight gradient: SUMS)
+              + P / 36 * (tiles * (IN * C + OUT * M) + FILTER * C * D * M) / lanes      (weight gradient: SUMS;
+                                                                                        along lines: tiles * LINE)
 
 with M rows (output channels of a group), K = taps * C, N pixels, P points of a tile, D planes of a filter.  Partition
 and blocking never depend on the number of threads, so that results do not either.
@@ -48,12 +49,14 @@ MAX_TRANSFORMED = 8 << 20  # where a block is a single patch of many channels
 TASK_TILES = 64  # tiles a product task: 36 x 64 x 48 products are 442 KiB
 TASK_ELEMENTS = 128 * 16  # tiles times nr of a task that uses filters once: 36 x 128 x 16 products are 295 KiB
 TASK_PANELS = 8  # such tasks at least
+LINE_TILE = 12  # outputs of a tile along a line
 DEEP_TILES = 128  # of a task that sums planes: those around it are transformed once more
 
 PACK, COPY = 3.0, 4.0
 FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
+LINE = 1.4  # times as much, of patches along lines
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 OPERAND, UNFOLD, STORE = 1.0, 2.0, 2.0
 NARROW = 1.4  # of an im2col output's products: measured against sweeps that find their weights packed
@@ -61,7 +64,7 @@ SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without wh
 
 
 _GEMM, _DIRECT = ("kc", "panels", "rows", "held", "abreast"), ("rows",)
-_WINOGRAD = ("r", "m", "planes", "tiles high", "tiles wide", "patches a block", "patches a task")
+_WINOGRAD = ("r", "m", "axis", "planes", "tiles high", "tiles wide", "patches a block", "patches a task")
 BLOCKING = {  # what the numbers of a blocking are
     ("output", "gemm"): _GEMM,
     ("input_gradient", "gemm"): _GEMM,
@@ -203,20 +206,32 @@ def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
     return (max(1, min(s.height, max(8, (32 << 10) // row))),)
 
 
+def winograd_filter(g: ConvGeometry) -> tuple[int, int]:
+    """Return r, of filters r x r, and the axis of those along a line, which are taken as 3 x 3: 0 where both are."""
+    _, high, wide = g.kernel
+    return (wide, 0) if high == wide else (3, 1 if wide == 1 else 2)
+
+
 def winograd_tile(name: str, r: int) -> tuple[int, int]:
     """Return the outputs m and points P along an axis of a pass's tile, m x m outputs from P x P products."""
     return (4, 6) if r == 3 else (2, 6) if name == "weight_gradient" else (3, 7)
 
 
 def winograd_tiles(name: str, g: ConvGeometry, size: Size) -> tuple[int, int]:
-    """Rows and columns of the tiles of an image of `size`, or of each of the residues that a dilation leaves."""
-    m, _ = winograd_tile(name, g.kernel[2])
+    """Rows and columns of the tiles of an image of `size`, or of each of the residues that a dilation leaves.
+
+    Of tiles along lines: how many along each, and the number of lines.
+    """
+    r, axis = winograd_filter(g)
+    if axis:
+        return math.ceil(math.ceil(size[axis] / g.dilation[axis]) / LINE_TILE), size[3 - axis]
+    m, _ = winograd_tile(name, r)
     high, wide = (math.ceil(math.ceil(i / d) / m) for i, d in zip(size[1:], g.dilation[1:], strict=True))
     return high, wide
 
 
-def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int, int]:
-    """Blocking (r, m, planes, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
+def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int, int, int]:
+    """Blocking (r, m, axis, planes, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
 
     A plane of a patch has about 32 tiles, up to 16 in a row; where planes are summed a patch is a task.  A block's
     transformed tiles stay in the third-level cache between the phases, and a task's products in the second-level one.
@@ -228,20 +243,27 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
         channels = (ic + _whole(oc, tile.nr)) // 2
     deep = g.kernel[0] > 1
     tiles_h, tiles_w = winograd_tiles(name, g, size)
-    m, points = winograd_tile(name, g.kernel[2])
+    r, axis = winograd_filter(g)
+    m, points = winograd_tile(name, r)
     tile_bytes = points**2 * channels * tile.item
     most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
-    patch_w = _split(tiles_w, min(16, most), 1)
+    patch_w = _split(tiles_w, min(4 if axis == 2 else 16, most), 1)
     patch_h = _split(tiles_h, min(32, max(1, most // g.kernel[0])) // patch_w, 1)
     tiles = patch_h * patch_w
     planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
     block = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
     task = 1 if deep else max(1, min(block, TASK_TILES // tiles))
-    patches = g.n * size[0] * math.prod(g.dilation) * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
+    patches = g.n * size[0] * winograd_residues(g) * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
     once = 0 < patches * tiles <= min(TASK_ELEMENTS // tile.nr, MAX_TRANSFORMED // tile_bytes)
     if once and not deep and (ic if name == "input_gradient" else oc) >= TASK_PANELS * tile.nr:
         block = task = patches
-    return g.kernel[2], m, planes, patch_h, patch_w, max(block // task, 1) * task, task
+    return r, m, axis, planes, patch_h, patch_w, max(block // task, 1) * task, task
+
+
+def winograd_residues(g: ConvGeometry) -> int:
+    """Return into how many images the dilation splits one."""
+    _, axis = winograd_filter(g)
+    return g.dilation[axis] if axis else math.prod(g.dilation)
 
 
 # ---- costs ----
@@ -288,11 +310,13 @@ def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     """Cycles of a Winograd pass."""
     ic, oc, depth = g.ic // g.groups, g.oc // g.groups, g.kernel[0]
     channels, rows, size = (oc, ic, g.in_size) if name == "input_gradient" else (ic, oc, g.out_size)
-    _, _, planes, *_ = winograd_blocking(name, g, tile)
-    points = winograd_tile(name, g.kernel[2])[1] ** 2
-    tiles = g.n * _whole(size[0], planes) * math.prod(g.dilation) * math.prod(winograd_tiles(name, g, size))
+    _, _, _, planes, *_ = winograd_blocking(name, g, tile)
+    points = winograd_tile(name, winograd_filter(g)[0])[1] ** 2
+    tiles = g.n * _whole(size[0], planes) * winograd_residues(g) * math.prod(winograd_tiles(name, g, size))
     c, k = _whole(channels, tile.lanes), _whole(rows, tile.lanes)
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
+    if winograd_filter(g)[1]:
+        strided *= LINE
     transforms = tiles * strided * (IN * c * (planes + depth - 1) / planes + OUT * k)
     transforms += (SUMS if name == "weight_gradient" else FILTER) * channels * depth * k
     products = tiles * (channels * depth * k / 2 / tile.lanes + TILE * k / (tile.mr * tile.nr))

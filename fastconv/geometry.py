@@ -44,6 +44,7 @@ MAX_INT = 2**31 - 1  # of strides, paddings, dilations and windows: sums and pro
 MAX_BYTES = 2**63 - 1
 MAX_ITEMSIZE = 8
 MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies, or of windows that "im2col" unfolds
+LINES = range(5, 10)  # taps of filters along a line that "winograd" takes as 3 x 3
 MAX_PIXELS = 64  # that "im2col" unfolds
 
 ALGORITHMS = ("auto", "gemm", "im2col", "direct", "winograd")
@@ -77,10 +78,12 @@ class ConvGeometry:
         rows = (min(self.out_size[1], 8) - 1) * stride + (kernel - 1) * dilation + 1  # under eight of the output
         row = max(self.ic * self.in_size[2], self.oc * self.out_size[2]) // self.groups * MAX_ITEMSIZE
         direct = ("direct",) if self.ndim < 3 and rows * row <= MAX_COPIED else ()
-        square = self.kernel[1:] in ((3, 3), (5, 5)) and self.stride == (1, 1, 1)
+        square = self.kernel[1:] in ((3, 3), (5, 5))
+        line = self.kernel[0] == 1 and 1 in self.kernel[1:] and math.prod(self.kernel) in LINES
         near = self.kernel[0] <= self.kernel[1] and self.dilation[0] == 1  # planes that are summed
         im2col = ("im2col",) if self.full or self.few_pixels else ()
-        return ("gemm", *im2col, *direct, *(("winograd",) if square and near else ()))
+        winograd = ((square and near) or line) and self.stride == (1, 1, 1)
+        return ("gemm", *im2col, *direct, *(("winograd",) if winograd else ()))
 
     @property
     def full(self) -> bool:

@@ -78,6 +78,10 @@ cdef extern from "micro.h" nogil:
         ptrdiff_t height, width, row, col
         ptrdiff_t *step
 
+    ctypedef struct fc_tiles:
+        ptrdiff_t row, col, down, across
+        int tiles_h, tiles_w, overlap
+
     ctypedef struct fc_copy:
         ptrdiff_t height, width
         ptrdiff_t *step
@@ -194,13 +198,13 @@ cdef extern from "micro.h" nogil:
         void (*depthwise_dot)(const fc_plane *, const void *, const void *, void *) noexcept nogil
         void (*load_patch)(const fc_image *, const void *, int, int, void *) noexcept nogil
         void (*store_patch)(const fc_image *, const void *, int, int, void *) noexcept nogil
-        void (*winograd_input)(int, int, const void *, int, int, int, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
-        void (*winograd_filters)(int, const void *, ptrdiff_t, ptrdiff_t, int, ptrdiff_t, int, void *,
+        void (*winograd_input)(int, const fc_tiles *, const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*winograd_filters)(int, const void *, ptrdiff_t, ptrdiff_t, int, int, ptrdiff_t, int, void *,
                                  ptrdiff_t) noexcept nogil
-        void (*winograd_gradient)(int, const void *, int, int, int, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
-        int (*winograd_output)(int, const void *, ptrdiff_t, ptrdiff_t, int, int, const void *, int,
+        void (*winograd_gradient)(int, const fc_tiles *, const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        int (*winograd_output)(int, const void *, ptrdiff_t, ptrdiff_t, const fc_tiles *, const void *, int,
                                void *) noexcept nogil
-        int (*winograd_weights)(int, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, void *, ptrdiff_t,
+        int (*winograd_weights)(int, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int, void *, ptrdiff_t,
                                 ptrdiff_t) noexcept nogil
         double (*fma_peak)(ptrdiff_t, void *) noexcept nogil
 

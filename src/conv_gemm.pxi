@@ -38,7 +38,8 @@ cdef struct Blocking:
 
 cdef struct Winograd:
     ptrdiff_t r, m  # filters r x r, tiles m x m; r is 0 where the pass is computed otherwise
-    ptrdiff_t planes, tiles_h, tiles_w  # of a patch
+    ptrdiff_t axis  # 0, or that of a filter along a line: 1, of a column, or 2, of a row
+    ptrdiff_t planes, tiles_h, tiles_w  # of a patch; along a line, and lines
     ptrdiff_t block_patches, task_patches
 
 
@@ -50,7 +51,7 @@ cdef Blocking sweep_blocking(values):
 
 cdef Winograd winograd_blocking(values):
     cdef Winograd w
-    w.r, w.m, w.planes, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
+    w.r, w.m, w.axis, w.planes, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
     return w
 
 

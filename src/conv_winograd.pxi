@@ -21,6 +21,9 @@ patches goes through two phases, each with its tasks:
     2. task = some patches x a panel of nr           the products into the thread's own M, which stays in L2 -> Y
        weight gradient: task = a point x a plane of filters x some channels: dU[p] += V[p]^T D[p]
 
+A filter of up to nine taps along a line, 1 x k or k x 1, is one of 3 x 3, too (micro/winograd.h): tiles have 12 outputs
+and follow one another along their lines, of which a patch has some.
+
 A dilation d splits the planes into d x d images of their residues, each convolved without dilation: a patch then takes
 every d-th pixel.
 
@@ -33,6 +36,8 @@ cdef enum:
     CHANNELS = 64  # a task of the transforms, whole vectors
     SUMMED = 128  # products, at most, that are summed in registers; for 5x5 filters, which round more, half as many
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
+    LINE_TILE = 12  # outputs of a tile along a line,
+    LINE_REACH = 9  # and how many more inputs than outputs some have
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
 
@@ -43,6 +48,9 @@ cdef struct WinogradJob:
     ptrdiff_t points, group, groups
     ptrdiff_t n, channels, rows  # of a group: summed over, computed
     ptrdiff_t taps  # planes of a filter
+    int filter  # taps of a plane
+    ptrdiff_t high, wide, reach_h, reach_w  # outputs of a patch along h and w; how many more inputs
+    fc_tiles in_tiles, out_tiles
     ptrdiff_t in_d, in_h, in_w, out_d, out_h, out_w, pad_d, pad_h, pad_w
     ptrdiff_t[2] dilation
     ptrdiff_t tiles, patch_tiles, v_tiles, planes_in  # of a plane of a patch, of a patch, of it in V; planes of V
@@ -86,7 +94,7 @@ cdef inline ptrdiff_t whole_lanes(const WinogradJob *j, ptrdiff_t n) noexcept no
 cdef inline const char *filter_plane(const WinogradJob *j, ptrdiff_t row, ptrdiff_t tap, ptrdiff_t c) noexcept nogil:
     """The plane of the filter of a row and channel that meets the tap-th plane of V."""
     cdef ptrdiff_t i = j.taps - 1 - tap if j.flip else tap
-    return j.weight + (row * j.row_stride + c * j.channel_stride + i * j.w.r * j.w.r) * j.es
+    return j.weight + (row * j.row_stride + c * j.channel_stride + i * j.filter) * j.es
 
 
 cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -95,7 +103,7 @@ cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk
     cdef ptrdiff_t tap = task // chunks % j.taps, row0 = task // chunks // j.taps * j.line, row
     for row from row0 <= row < min(row0 + j.line, j.rows) by j.k.lanes:
-        j.k.winograd_filters(<int>j.w.r, filter_plane(j, row, tap, c), j.row_stride, j.channel_stride,
+        j.k.winograd_filters(<int>j.w.r, filter_plane(j, row, tap, c), j.row_stride, j.channel_stride, j.filter,
                              <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk, j.channels - c), j.flip,
                              j.u + (((row // j.width * j.taps + tap) * j.channels + c) * j.k.nr + row % j.width) * j.es,
                              j.u_plane)
@@ -106,8 +114,8 @@ cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image 
     """Image, plane and first output pixel of a patch; the residues of a dilation are neighbouring patches."""
     cdef ptrdiff_t w = patch % j.dilation[1], rest = patch // j.dilation[1], h = rest % j.dilation[0]
     rest //= j.dilation[0]
-    image.row = h + rest // j.patches_w % j.patches_h * j.w.tiles_h * j.w.m * j.dilation[0]
-    image.col = w + rest % j.patches_w * j.w.tiles_w * j.w.m * j.dilation[1]
+    image.row = h + rest // j.patches_w % j.patches_h * j.high * j.dilation[0]
+    image.col = w + rest % j.patches_w * j.wide * j.dilation[1]
     image.step[0], image.step[1] = j.dilation[0], j.dilation[1]
     rest //= j.patches_h * j.patches_w
     n[0], d[0] = rest // j.patches_d, rest % j.patches_d * j.w.planes
@@ -118,7 +126,7 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks // j.planes_in, n, d, c
     cdef ptrdiff_t i = task // chunks % j.planes_in, plane = j.in_h * j.in_w
-    cdef int rows = <int>(j.w.tiles_h * j.w.m + j.w.r - 1), cols = <int>(j.w.tiles_w * j.w.m + j.w.r - 1)
+    cdef int rows = <int>(j.high + j.reach_h), cols = <int>(j.wide + j.reach_w)
     cdef fc_image image
     patch_position(j, j.patch0 + patch, &image, &n, &d)
     d += i - j.pad_d
@@ -129,7 +137,7 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.channels - c)
         j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.in_d + d) * plane * j.es, rows,
                        cols, scratch)
-        j.k.winograd_input(<int>(j.w.m + j.w.r - 1), <int>j.w.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
+        j.k.winograd_input(<int>(j.w.m + j.w.r - 1), &j.in_tiles, scratch,
                            j.v + ((patch * j.v_tiles + i * j.tiles) * j.v_stride + c * j.v_channel) * j.es, j.v_plane,
                            j.v_stride)
 
@@ -177,7 +185,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef ptrdiff_t panel = task // blocks, row0 = panel * j.width, cols = min(j.width, whole_lanes(j, j.rows - row0))
     cdef ptrdiff_t tiles = (patch1 - patch0) * j.patch_tiles
     cdef ptrdiff_t c, i, col, n, d, at, patch
-    cdef int height = <int>(j.w.tiles_h * j.w.m), width = <int>(j.w.tiles_w * j.w.m)
+    cdef int height = <int>j.high, width = <int>j.wide
     cdef fc_image image
     cdef char *residual = scratch + j.patch_size
     cdef char *products = residual + (0 if j.residual == NULL else j.patch_size)
@@ -188,7 +196,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
             for c from 0 <= c < j.channels by j.chunk:
                 for col from 0 <= col < cols by k.lanes:
                     k.winograd_filters(<int>j.w.r, filter_plane(j, row0 + col, i, c), j.row_stride, j.channel_stride,
-                                       <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
+                                       j.filter, <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
                                        min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
                 multiply_tiles(j, v + (i * j.tiles * j.v_stride + c) * es, u, 1, min(j.chunk, j.channels - c), j.chunk,
                                tiles, cols, i > 0 or c > 0, products)
@@ -204,7 +212,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                 at = (((n * j.groups + j.group) * j.rows + row0 + col) * j.out_d + d + i) * plane * es
                 if not k.winograd_output(<int>j.w.r, products + (((patch - patch0) * j.w.planes + i) * j.tiles * nr
                                                                  + col) * es,
-                                         j.m_plane, nr, <int>j.w.tiles_h, <int>j.w.tiles_w,
+                                         j.m_plane, nr, &j.out_tiles,
                                          NULL if j.bias == NULL else j.bias + (row0 + col) * es, image.channels,
                                          scratch):
                     j.finite = 0
@@ -216,13 +224,31 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                 k.store_patch(&image, scratch, height, width, j.y + at)
 
 
+cdef fc_tiles tiles_of(const WinogradJob *j, ptrdiff_t width) noexcept nogil:
+    """Where tiles lie in a patch so wide."""
+    cdef fc_tiles t
+    t.tiles_h, t.tiles_w, t.overlap = <int>j.w.tiles_h, <int>j.w.tiles_w, j.w.axis != 0
+    t.row, t.col, t.down, t.across = width, 1, j.w.m * width, j.w.m
+    if j.w.axis:
+        t.col, t.across = width, 1
+        if j.w.axis == 2:
+            t.col, t.across = 1, width
+        t.row, t.down = j.w.r * t.col, LINE_TILE * t.col
+    return t
+
+
 cdef void plan_patches(WinogradJob *j) noexcept nogil:
+    j.high = j.w.tiles_w if j.w.axis == 2 else j.w.tiles_h * (LINE_TILE if j.w.axis else j.w.m)
+    j.wide = j.w.tiles_w if j.w.axis == 1 else j.w.tiles_h * LINE_TILE if j.w.axis else j.w.tiles_w * j.w.m
+    j.reach_h = 0 if j.w.axis == 2 else LINE_REACH if j.w.axis else j.w.r - 1
+    j.reach_w = 0 if j.w.axis == 1 else LINE_REACH if j.w.axis else j.w.r - 1
+    j.in_tiles, j.out_tiles = tiles_of(j, j.wide + j.reach_w), tiles_of(j, j.wide)
     j.points = (j.w.m + j.w.r - 1) * (j.w.m + j.w.r - 1)
     j.tiles, j.planes_in = j.w.tiles_h * j.w.tiles_w, j.w.planes + j.taps - 1
     j.patch_tiles, j.v_tiles = j.w.planes * j.tiles, j.planes_in * j.tiles
     j.patches_d = ceil_div(j.out_d, j.w.planes)
-    j.patches_h = ceil_div(ceil_div(j.out_h, j.dilation[0]), j.w.tiles_h * j.w.m)
-    j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.w.tiles_w * j.w.m)
+    j.patches_h = ceil_div(ceil_div(j.out_h, j.dilation[0]), j.high)
+    j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.wide)
     j.patches = j.n * j.patches_d * j.dilation[0] * j.dilation[1] * j.patches_h * j.patches_w
     j.w.block_patches = min(j.w.block_patches, j.patches)
     j.v_stride, j.v_channel = whole_lanes(j, j.channels), 1
@@ -230,7 +256,7 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.chunk = CHANNELS
     j.line = max(<ptrdiff_t>j.k.lanes, <ptrdiff_t>(64 // j.es))
     j.width = whole_lanes(j, ceil_div(j.rows, ceil_div(j.rows, j.k.nr)))
-    j.patch_size = aligned((j.w.tiles_h * j.w.m + j.w.r - 1) * (j.w.tiles_w * j.w.m + j.w.r - 1) * j.k.lanes * j.es)
+    j.patch_size = aligned((j.high + j.reach_h) * (j.wide + j.reach_w) * j.k.lanes * j.es)
     j.finite = 1
 
 
@@ -253,7 +279,7 @@ cdef void pack_filters(WinogradJob *j, int threads) noexcept nogil:
     """U of all groups."""
     cdef ptrdiff_t g
     for g in range(j.groups):
-        j.weight = j.weights + g * j.rows * j.channels * j.taps * j.w.r * j.w.r * j.es
+        j.weight = j.weights + g * j.rows * j.channels * j.taps * j.filter * j.es
         j.u = j.packed + g * j.u_size
         transform_filters(j, threads)
 
@@ -278,7 +304,7 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
         for g in range(j.groups):
             j.group = g
             j.bias = NULL if bias == NULL else bias + g * j.rows * j.es
-            j.weight = j.weights + g * j.rows * j.channels * j.taps * j.w.r * j.w.r * j.es
+            j.weight = j.weights + g * j.rows * j.channels * j.taps * j.filter * j.es
             if j.packed != NULL:
                 j.u = j.packed + g * j.u_size
             elif not j.fused:
@@ -299,7 +325,9 @@ cdef void set_extents(WinogradJob *j, ConvPlan plan, const ptrdiff_t *in_, const
     """Extents of what is read and of what is computed."""
     j.in_d, j.in_h, j.in_w = in_[0], in_[1], in_[2]
     j.out_d, j.out_h, j.out_w = out[0], out[1], out[2]
-    j.taps, j.dilation[0], j.dilation[1] = plan.kernel[0], plan.dilation[1], plan.dilation[2]
+    j.taps, j.filter = plan.kernel[0], <int>(plan.kernel[1] * plan.kernel[2])
+    j.dilation[0] = 1 if j.w.axis == 2 else plan.dilation[1]
+    j.dilation[1] = 1 if j.w.axis == 1 else plan.dilation[2]
 
 
 cdef WinogradJob winograd_output(ConvPlan plan, const char *weight, char *packed) noexcept:
@@ -323,8 +351,8 @@ cdef WinogradJob winograd_gradient(ConvPlan plan, const char *weight, char *pack
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.oc, plan.ic
     set_extents(&j, plan, plan.out, plan.in_)
     j.pad_d = plan.kernel[0] - 1 - plan.pad[0]
-    j.pad_h = (plan.kernel[1] - 1) * plan.dilation[1] - plan.pad[1]
-    j.pad_w = (plan.kernel[2] - 1) * plan.dilation[2] - plan.pad[2]
+    j.pad_h = (plan.kernel[1] - 1 if j.w.axis != 1 else j.w.r * j.w.r - 1) * plan.dilation[1] - plan.pad[1]
+    j.pad_w = (plan.kernel[2] - 1 if j.w.axis != 2 else j.w.r * j.w.r - 1) * plan.dilation[2] - plan.pad[2]
     j.weights, j.packed = weight, packed
     j.row_stride, j.channel_stride, j.flip = plan.taps, plan.ic * plan.taps, 1
     return j
@@ -358,16 +386,15 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
     cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks // j.w.planes, n, d, c
     cdef ptrdiff_t i = task // chunks % j.w.planes, tile = patch * j.patch_tiles + i * j.tiles
     cdef ptrdiff_t plane = j.out_h * j.out_w
-    cdef int rows = <int>(j.w.tiles_h * j.w.m), cols = <int>(j.w.tiles_w * j.w.m)
     cdef fc_image image
     patch_position(j, j.patch0 + patch, &image, &n, &d)
     d += i
     image.height, image.width, image.plane = j.out_h if d < j.out_d else 0, j.out_w, j.out_d * plane
     for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.rows) by j.k.lanes:
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.rows - c)
-        j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.out_d + d) * plane * j.es, rows, cols,
-                       scratch)
-        j.k.winograd_gradient(<int>j.w.m, scratch, cols, <int>j.w.tiles_h, <int>j.w.tiles_w,
+        j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.out_d + d) * plane * j.es,
+                       <int>j.high, <int>j.wide, scratch)
+        j.k.winograd_gradient(<int>j.w.m, &j.out_tiles, scratch,
                               j.d + ((c // j.width * j.w.block_patches * j.patch_tiles + tile) * j.k.nr + c % j.width)
                               * j.es,
                               j.d_plane, j.k.nr)
@@ -401,7 +428,7 @@ cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexce
 cdef void finish_weights(WinogradJob *j, const char *sums, ptrdiff_t row, ptrdiff_t tap, ptrdiff_t c0,
                          ptrdiff_t count) noexcept nogil:
     """dW of one vector of output channels, a plane of filters and some input channels."""
-    if not j.k.winograd_weights(<int>j.w.r, sums, j.u_plane, j.u_stride, count,
+    if not j.k.winograd_weights(<int>j.w.r, sums, j.u_plane, j.u_stride, count, j.filter,
                                 <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), <char *>filter_plane(j, row, tap, c0),
                                 j.row_stride, j.channel_stride):
         j.finite = 0

@@ -207,7 +207,7 @@ FEW = [
     if case.reason in ("K one past a slice, and odd", "stride 2, padded, odd size", "groups 2", "3-D")
 ]
 
-# Winograd's tiles give 4 x 4 outputs (3x3 filters) or 3 x 3 (5x5); patches are up to 16 tiles wide.
+# Winograd's tiles give 4 x 4 outputs (3x3 filters), 3 x 3 (5x5) or 12 in a line; patches are up to 16 tiles wide.
 WINOGRAD = [
     Case("Winograd: whole tiles", (2, 16, 8, 12), (16, 16, 3, 3), {"padding": 1}),
     Case("Winograd: tiles across every border", (2, 5, 13, 17), (3, 5, 3, 3)),
@@ -238,6 +238,21 @@ WINOGRAD = [
     ),
     Case("Winograd: 5x5x5, padded far", (1, 2, 4, 7, 8), (3, 2, 5, 5, 5), {"padding": ((7, 1), (2, 0), (3, 2))}),
     Case("Winograd: 3x3x3, one plane", (1, 19, 1, 9, 8), (18, 19, 3, 3, 3), {"padding": 1}),
+    Case("Winograd: 1x9, whole tiles", (2, 16, 4, 24), (16, 16, 1, 9), {"padding": (0, 4)}),
+    Case("Winograd: 9x1, whole tiles", (2, 16, 24, 4), (16, 16, 9, 1), {"padding": (4, 0)}),
+    Case("Winograd: 1x7, a tile and a bit", (3, 5, 7, 13), (19, 5, 1, 7), {"padding": (1, 3)}),
+    Case("Winograd: 7x1, a tile and a bit", (3, 5, 13, 18), (19, 5, 7, 1), {"padding": (3, 1)}),
+    Case("Winograd: 1x5, several patches", (1, 35, 9, 400), (33, 35, 1, 5)),
+    Case("Winograd: 5x1, several patches", (1, 35, 400, 18), (33, 35, 5, 1)),
+    Case("Winograd: a signal, dilated, groups", (2, 6, 131), (8, 3, 8), {"groups": 2, "padding": 9, "dilation": 4}),
+    Case(
+        "Winograd: 6x1, dilated by dimension",
+        (1, 4, 50, 11),
+        (5, 4, 6, 1),
+        {"dilation": (3, 2), "padding": ((9, 2), (0, 1))},
+    ),
+    Case("Winograd: one output of a line", (1, 3, 1, 7), (4, 3, 1, 7)),
+    Case("Winograd: blocks of lines", (40, 67, 9, 20), (35, 67, 1, 7), {"padding": (0, 3)}),
 ]
 
 

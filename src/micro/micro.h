@@ -89,6 +89,13 @@ typedef struct {
     ptrdiff_t height, width, row, col, step[2];
 } fc_image;
 
+/* Where Winograd's tiles lie in a patch, in pixels: the rows and columns of a tile, tiles below and beside one another. */
+typedef struct {
+    ptrdiff_t row, col, down, across;
+    int tiles_h, tiles_w;
+    int overlap; /* the last column of a tile is the first of its next row */
+} fc_tiles;
+
 /* A padded copy of rows of a plane, phases modulo the step apart; see copy_rows. */
 typedef struct {
     ptrdiff_t height, width; /* of the plane */
@@ -258,16 +265,15 @@ typedef struct {
     /* Winograd's transforms; see winograd.h */
     void (*load_patch)(const fc_image *x, const void *src, int rows, int cols, void *patch);
     void (*store_patch)(const fc_image *y, const void *patch, int rows, int cols, void *dst);
-    void (*winograd_input)(int points, int m, const void *patch, int cols, int tiles_h, int tiles_w, void *v,
-                           ptrdiff_t plane, ptrdiff_t stride);
-    void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes,
+    void (*winograd_input)(int points, const fc_tiles *t, const void *patch, void *v, ptrdiff_t plane,
+                           ptrdiff_t stride);
+    void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int taps, int lanes,
                              ptrdiff_t count, int flip, void *u, ptrdiff_t plane);
-    void (*winograd_gradient)(int m, const void *patch, int cols, int tiles_h, int tiles_w, void *u, ptrdiff_t plane,
-                              ptrdiff_t stride);
-    int (*winograd_output)(int r, const void *products, ptrdiff_t plane, ptrdiff_t stride, int tiles_h, int tiles_w,
+    void (*winograd_gradient)(int m, const fc_tiles *t, const void *patch, void *u, ptrdiff_t plane, ptrdiff_t stride);
+    int (*winograd_output)(int r, const void *products, ptrdiff_t plane, ptrdiff_t stride, const fc_tiles *t,
                            const void *bias, int lanes, void *patch);
-    int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int lanes,
-                            void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride);
+    int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int taps,
+                            int lanes, void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride);
 
     /* fused multiply-adds in registers: returns the number of floating-point operations done */
     double (*fma_peak)(ptrdiff_t repeats, void *sink);
