@@ -49,7 +49,6 @@ MAX_TRANSFORMED = 8 << 20  # where a block is a single patch of many channels
 TASK_TILES = 64  # tiles a product task: 36 x 64 x 48 products are 442 KiB
 TASK_ELEMENTS = 128 * 16  # tiles times nr of a task that uses filters once: 36 x 128 x 16 products are 295 KiB
 TASK_PANELS = 8  # such tasks at least
-LINE_TILE = 12  # outputs of a tile along a line
 DEEP_TILES = 128  # of a task that sums planes: those around it are transformed once more
 
 PACK, COPY = 3.0, 4.0
@@ -206,10 +205,13 @@ def direct_blocking(s: Sweep, tile: Tile) -> tuple[int]:
     return (max(1, min(s.height, max(8, (32 << 10) // row))),)
 
 
-def winograd_filter(g: ConvGeometry) -> tuple[int, int]:
-    """Return r, of filters r x r, and the axis of those along a line, which are taken as 3 x 3: 0 where both are."""
+def winograd_filter(g: ConvGeometry) -> tuple[int, int, bool]:
+    """Return r of filters r x r, the axis of those along a line, else 0, and whether these are columns of r."""
     _, high, wide = g.kernel
-    return (wide, 0) if high == wide else (3, 1 if wide == 1 else 2)
+    if high == wide:
+        return high, 0, False
+    taps = high * wide
+    return 5 if 3 < taps <= 5 else 3, 1 if wide == 1 else 2, taps <= 5
 
 
 def winograd_tile(name: str, r: int) -> tuple[int, int]:
@@ -217,15 +219,22 @@ def winograd_tile(name: str, r: int) -> tuple[int, int]:
     return (4, 6) if r == 3 else (2, 6) if name == "weight_gradient" else (3, 7)
 
 
+def winograd_points(name: str, g: ConvGeometry) -> int:
+    """Points of a tile."""
+    r, _, flat = winograd_filter(g)
+    _, points = winograd_tile(name, r)
+    return points if flat else points**2
+
+
 def winograd_tiles(name: str, g: ConvGeometry, size: Size) -> tuple[int, int]:
     """Rows and columns of the tiles of an image of `size`, or of each of the residues that a dilation leaves.
 
     Of tiles along lines: how many along each, and the number of lines.
     """
-    r, axis = winograd_filter(g)
-    if axis:
-        return math.ceil(math.ceil(size[axis] / g.dilation[axis]) / LINE_TILE), size[3 - axis]
+    r, axis, flat = winograd_filter(g)
     m, _ = winograd_tile(name, r)
+    if axis:
+        return math.ceil(math.ceil(size[axis] / g.dilation[axis]) / (m if flat else m * r)), size[3 - axis]
     high, wide = (math.ceil(math.ceil(i / d) / m) for i, d in zip(size[1:], g.dilation[1:], strict=True))
     return high, wide
 
@@ -243,9 +252,9 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
         channels = (ic + _whole(oc, tile.nr)) // 2
     deep = g.kernel[0] > 1
     tiles_h, tiles_w = winograd_tiles(name, g, size)
-    r, axis = winograd_filter(g)
-    m, points = winograd_tile(name, r)
-    tile_bytes = points**2 * channels * tile.item
+    r, axis, _ = winograd_filter(g)
+    m, _ = winograd_tile(name, r)
+    tile_bytes = winograd_points(name, g) * channels * tile.item
     most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
     patch_w = _split(tiles_w, min(4 if axis == 2 else 16, most), 1)
     patch_h = _split(tiles_h, min(32, max(1, most // g.kernel[0])) // patch_w, 1)
@@ -262,7 +271,7 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
 
 def winograd_residues(g: ConvGeometry) -> int:
     """Return into how many images the dilation splits one."""
-    _, axis = winograd_filter(g)
+    _, axis, _ = winograd_filter(g)
     return g.dilation[axis] if axis else math.prod(g.dilation)
 
 
@@ -311,7 +320,7 @@ def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     ic, oc, depth = g.ic // g.groups, g.oc // g.groups, g.kernel[0]
     channels, rows, size = (oc, ic, g.in_size) if name == "input_gradient" else (ic, oc, g.out_size)
     _, _, _, planes, *_ = winograd_blocking(name, g, tile)
-    points = winograd_tile(name, winograd_filter(g)[0])[1] ** 2
+    points = winograd_points(name, g)
     tiles = g.n * _whole(size[0], planes) * winograd_residues(g) * math.prod(winograd_tiles(name, g, size))
     c, k = _whole(channels, tile.lanes), _whole(rows, tile.lanes)
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered

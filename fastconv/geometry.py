@@ -44,7 +44,7 @@ MAX_INT = 2**31 - 1  # of strides, paddings, dilations and windows: sums and pro
 MAX_BYTES = 2**63 - 1
 MAX_ITEMSIZE = 8
 MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies, or of windows that "im2col" unfolds
-LINES = range(5, 10)  # taps of filters along a line that "winograd" takes as 3 x 3
+LINES = range(3, 10)  # taps of filters along a line that "winograd" takes
 MAX_PIXELS = 64  # that "im2col" unfolds
 
 ALGORITHMS = ("auto", "gemm", "im2col", "direct", "winograd")

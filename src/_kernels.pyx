@@ -80,7 +80,7 @@ cdef extern from "micro.h" nogil:
 
     ctypedef struct fc_tiles:
         ptrdiff_t row, col, down, across
-        int tiles_h, tiles_w, overlap
+        int tiles_h, tiles_w, overlap, flat
 
     ctypedef struct fc_copy:
         ptrdiff_t height, width

@@ -21,8 +21,8 @@ patches goes through two phases, each with its tasks:
     2. task = some patches x a panel of nr           the products into the thread's own M, which stays in L2 -> Y
        weight gradient: task = a point x a plane of filters x some channels: dU[p] += V[p]^T D[p]
 
-A filter of up to nine taps along a line, 1 x k or k x 1, is one of 3 x 3, too (micro/winograd.h): tiles have 12 outputs
-and follow one another along their lines, of which a patch has some.
+A filter along a line, 1 x k or k x 1, has tiles that follow one another along the lines, of which a patch has some: of up
+to five taps tiles of a column, of up to nine those of a 3 x 3 filter (micro/winograd.h), 12 outputs each.
 
 A dilation d splits the planes into d x d images of their residues, each convolved without dilation: a patch then takes
 every d-th pixel.
@@ -36,8 +36,6 @@ cdef enum:
     CHANNELS = 64  # a task of the transforms, whole vectors
     SUMMED = 128  # products, at most, that are summed in registers; for 5x5 filters, which round more, half as many
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
-    LINE_TILE = 12  # outputs of a tile along a line,
-    LINE_REACH = 9  # and how many more inputs than outputs some have
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
 
@@ -49,6 +47,8 @@ cdef struct WinogradJob:
     ptrdiff_t n, channels, rows  # of a group: summed over, computed
     ptrdiff_t taps  # planes of a filter
     int filter  # taps of a plane
+    bint flat  # tiles are columns
+    ptrdiff_t whole  # taps of a filter along a line, with the zeros that make it r or r x r
     ptrdiff_t high, wide, reach_h, reach_w  # outputs of a patch along h and w; how many more inputs
     fc_tiles in_tiles, out_tiles
     ptrdiff_t in_d, in_h, in_w, out_d, out_h, out_w, pad_d, pad_h, pad_w
@@ -224,26 +224,33 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                 k.store_patch(&image, scratch, height, width, j.y + at)
 
 
+cdef inline ptrdiff_t tile_length(const WinogradJob *j) noexcept nogil:
+    """Outputs of a tile along a line."""
+    return j.w.m if j.flat or not j.w.axis else j.w.m * j.w.r
+
+
 cdef fc_tiles tiles_of(const WinogradJob *j, ptrdiff_t width) noexcept nogil:
     """Where tiles lie in a patch so wide."""
     cdef fc_tiles t
-    t.tiles_h, t.tiles_w, t.overlap = <int>j.w.tiles_h, <int>j.w.tiles_w, j.w.axis != 0
+    t.tiles_h, t.tiles_w, t.flat, t.overlap = <int>j.w.tiles_h, <int>j.w.tiles_w, j.flat, j.w.axis and not j.flat
     t.row, t.col, t.down, t.across = width, 1, j.w.m * width, j.w.m
     if j.w.axis:
         t.col, t.across = width, 1
         if j.w.axis == 2:
             t.col, t.across = 1, width
-        t.row, t.down = j.w.r * t.col, LINE_TILE * t.col
+        t.row, t.down = t.col if j.flat else j.w.r * t.col, tile_length(j) * t.col
     return t
 
 
 cdef void plan_patches(WinogradJob *j) noexcept nogil:
-    j.high = j.w.tiles_w if j.w.axis == 2 else j.w.tiles_h * (LINE_TILE if j.w.axis else j.w.m)
-    j.wide = j.w.tiles_w if j.w.axis == 1 else j.w.tiles_h * LINE_TILE if j.w.axis else j.w.tiles_w * j.w.m
-    j.reach_h = 0 if j.w.axis == 2 else LINE_REACH if j.w.axis else j.w.r - 1
-    j.reach_w = 0 if j.w.axis == 1 else LINE_REACH if j.w.axis else j.w.r - 1
+    cdef ptrdiff_t length = j.w.tiles_h * tile_length(j), reach = j.w.r - 1 if j.flat or not j.w.axis else j.whole
+    j.high, j.wide, j.reach_h, j.reach_w = length, j.w.tiles_w * j.w.m, reach, reach
+    if j.w.axis == 1:
+        j.wide, j.reach_w = j.w.tiles_w, 0
+    if j.w.axis == 2:
+        j.high, j.wide, j.reach_h = j.w.tiles_w, length, 0
     j.in_tiles, j.out_tiles = tiles_of(j, j.wide + j.reach_w), tiles_of(j, j.wide)
-    j.points = (j.w.m + j.w.r - 1) * (j.w.m + j.w.r - 1)
+    j.points = (j.w.m + j.w.r - 1) * (1 if j.flat else j.w.m + j.w.r - 1)
     j.tiles, j.planes_in = j.w.tiles_h * j.w.tiles_w, j.w.planes + j.taps - 1
     j.patch_tiles, j.v_tiles = j.w.planes * j.tiles, j.planes_in * j.tiles
     j.patches_d = ceil_div(j.out_d, j.w.planes)
@@ -326,6 +333,8 @@ cdef void set_extents(WinogradJob *j, ConvPlan plan, const ptrdiff_t *in_, const
     j.in_d, j.in_h, j.in_w = in_[0], in_[1], in_[2]
     j.out_d, j.out_h, j.out_w = out[0], out[1], out[2]
     j.taps, j.filter = plan.kernel[0], <int>(plan.kernel[1] * plan.kernel[2])
+    j.flat = j.filter <= j.w.r
+    j.whole = j.w.r if j.flat else j.w.r * j.w.r
     j.dilation[0] = 1 if j.w.axis == 2 else plan.dilation[1]
     j.dilation[1] = 1 if j.w.axis == 1 else plan.dilation[2]
 
@@ -351,8 +360,8 @@ cdef WinogradJob winograd_gradient(ConvPlan plan, const char *weight, char *pack
     j.n, j.groups, j.channels, j.rows = plan.n, plan.groups, plan.oc, plan.ic
     set_extents(&j, plan, plan.out, plan.in_)
     j.pad_d = plan.kernel[0] - 1 - plan.pad[0]
-    j.pad_h = (plan.kernel[1] - 1 if j.w.axis != 1 else j.w.r * j.w.r - 1) * plan.dilation[1] - plan.pad[1]
-    j.pad_w = (plan.kernel[2] - 1 if j.w.axis != 2 else j.w.r * j.w.r - 1) * plan.dilation[2] - plan.pad[2]
+    j.pad_h = (j.whole - 1 if j.w.axis == 1 else plan.kernel[1] - 1) * plan.dilation[1] - plan.pad[1]
+    j.pad_w = (j.whole - 1 if j.w.axis == 2 else plan.kernel[2] - 1) * plan.dilation[2] - plan.pad[2]
     j.weights, j.packed = weight, packed
     j.row_stride, j.channel_stride, j.flip = plan.taps, plan.ic * plan.taps, 1
     return j

@@ -94,6 +94,7 @@ typedef struct {
     ptrdiff_t row, col, down, across;
     int tiles_h, tiles_w;
     int overlap; /* the last column of a tile is the first of its next row */
+    int flat;    /* tiles are a column */
 } fc_tiles;
 
 /* A padded copy of rows of a plane, phases modulo the step apart; see copy_rows. */

@@ -9,9 +9,10 @@
  *     row q of B^T    the coefficients of prod (x - other points); infinity: of the product of all
  * where P is odd the rows of -q are negated in G and B^T, which spares a sign.
  *
- * A filter of up to nine taps along a line is an image filter, too: with rows of three that overlap, X[a][u] = x[3 a + u]
+ * A filter of six to nine taps along a line is an image filter, too: with rows of three that overlap, X[a][u] = x[3 a + u]
  * and g[i][j] = g[3 i + j], the output y[3 a + b] is that of X and g at (a, b), b < 3.  12 outputs a tile, 36
- * multiplications instead of 108.
+ * multiplications instead of 108.  Up to five taps have tiles of one column: F(4,3) and F(3,5), 6 multiplications instead
+ * of 12, 7 instead of 15.
  *
  * 36 multiplications instead of 144 (3 x 3), 49 instead of 225 (5 x 5).  Lanes are channels, so that a transformed tile
  * is a row of a GEMM operand as it is; images enter and leave through patches [row][column][lanes], 16 channels
@@ -182,6 +183,18 @@ static void FC_KERNEL(store_patch)(const fc_image *y, const void *patch_, int ro
     }
 }
 
+#define input_columns FC_LOCAL(input_columns)
+FC_INLINE void input_columns(const int points, const fc_tiles *t, const REAL *patch, REAL *dst, ptrdiff_t plane,
+                             ptrdiff_t stride) {
+    for (int th = 0; th < t->tiles_h; th++)
+        for (int tw = 0; tw < t->tiles_w; tw++, dst += stride) {
+            vec d[FC_POINTS], v[FC_POINTS];
+            load_points(points, patch + (th * t->down + tw * t->across) * FC_LANES, t->row * FC_LANES, d);
+            tile_rows(points, d, v);
+            store_points(points, v, dst, plane);
+        }
+}
+
 #define input_tiles FC_LOCAL(input_tiles)
 FC_INLINE void input_tiles(const int points, const fc_tiles *tiles, const REAL *patch, REAL *dst, ptrdiff_t plane,
                            ptrdiff_t stride) {
@@ -207,7 +220,11 @@ FC_INLINE void input_tiles(const int points, const fc_tiles *tiles, const REAL *
 /* V = B^T d B of the tiles of a patch: v[point * plane + tile * stride + lane] */
 static void FC_KERNEL(winograd_input)(int points, const fc_tiles *t, const void *patch, void *v, ptrdiff_t plane,
                                       ptrdiff_t stride) {
-    if (points == 6)
+    if (t->flat && points == 6)
+        input_columns(6, t, patch, v, plane, stride);
+    else if (t->flat)
+        input_columns(7, t, patch, v, plane, stride);
+    else if (points == 6)
         input_tiles(6, t, patch, v, plane, stride);
     else
         input_tiles(7, t, patch, v, plane, stride);
@@ -277,10 +294,29 @@ FC_INLINE void filters(const int points, const int r, const int taps, const REAL
     }
 }
 
-/* The first `taps` of r x r are there, zeros follow. */
+/* The same for columns of r */
+#define filter_columns FC_LOCAL(filter_columns)
+FC_INLINE void filter_columns(const int points, const int r, int taps, const REAL *w, ptrdiff_t row_stride,
+                              ptrdiff_t channel_stride, int lanes, ptrdiff_t count, int flip, REAL *u,
+                              ptrdiff_t plane) {
+    for (ptrdiff_t k = 0; k < count; k++, w += channel_stride, u += FC_NR) {
+        vec g[FC_OUTPUTS], turned[FC_OUTPUTS], c[FC_POINTS];
+        load_filters(r, taps, w, row_stride, lanes, g);
+        FC_UNROLL
+        for (int i = 0; i < r; i++) turned[i] = g[r - 1 - i];
+        evaluate(points, r, flip ? turned : g, c);
+        store_points(points, c, u, plane);
+    }
+}
+
+/* The first `taps` of r x r, or of a column of r where that is enough, are there; zeros follow. */
 static void FC_KERNEL(winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int taps,
                                         int lanes, ptrdiff_t count, int flip, void *u, ptrdiff_t plane) {
-    if (r == 3 && taps < 9 && flip)
+    if (r == 3 && taps <= 3)
+        filter_columns(6, 3, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+    else if (r == 5 && taps <= 5)
+        filter_columns(7, 5, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+    else if (r == 3 && taps < 9 && flip)
         filters(6, 3, taps, w, row_stride, channel_stride, lanes, count, 1, u, plane);
     else if (r == 3 && taps < 9)
         filters(6, 3, taps, w, row_stride, channel_stride, lanes, count, 0, u, plane);
@@ -312,11 +348,27 @@ FC_INLINE void gradient_tiles(const int points, const int m, const fc_tiles *t, 
         }
 }
 
+#define gradient_columns FC_LOCAL(gradient_columns)
+FC_INLINE void gradient_columns(const int points, const int m, const fc_tiles *t, const REAL *patch, REAL *u,
+                                ptrdiff_t plane, ptrdiff_t stride) {
+    for (int th = 0; th < t->tiles_h; th++)
+        for (int tw = 0; tw < t->tiles_w; tw++, u += stride) {
+            vec g[FC_OUTPUTS], c[FC_POINTS];
+            load_points(m, patch + (th * t->down + tw * t->across) * FC_LANES, t->row * FC_LANES, g);
+            evaluate(points, m, g, c);
+            store_points(points, c, u, plane);
+        }
+}
+
 /* The output gradient in the place of a filter: U of the m x m tiles of a patch, u[point * plane + tile * stride +
  * lane] */
 static void FC_KERNEL(winograd_gradient)(int m, const fc_tiles *t, const void *patch, void *u, ptrdiff_t plane,
                                          ptrdiff_t stride) {
-    if (m == 4)
+    if (t->flat && m == 4)
+        gradient_columns(6, 4, t, patch, u, plane, stride);
+    else if (t->flat)
+        gradient_columns(6, 2, t, patch, u, plane, stride);
+    else if (m == 4)
         gradient_tiles(6, 4, t, patch, u, plane, stride);
     else
         gradient_tiles(6, 2, t, patch, u, plane, stride);
@@ -371,11 +423,40 @@ FC_INLINE int output_tiles(const int points, const int m, const REAL *p, ptrdiff
     return all_finite(check);
 }
 
+/* y = A^T m, n vectors; returns 0 * their sum */
+#define transform_column FC_LOCAL(transform_column)
+FC_INLINE vec transform_column(const int points, const int n, const REAL *m, ptrdiff_t plane, vec *y) {
+    vec column[FC_POINTS], check = {0};
+    load_points(points, m, plane, column);
+    interpolate(points, n, column, y);
+    FC_UNROLL
+    for (int i = 0; i < n; i++) check += y[i] * 0;
+    return check;
+}
+
+#define output_columns FC_LOCAL(output_columns)
+FC_INLINE int output_columns(const int points, const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride,
+                             const fc_tiles *t, vec bias, REAL *patch) {
+    vec check = {0};
+    for (int th = 0; th < t->tiles_h; th++)
+        for (int tw = 0; tw < t->tiles_w; tw++, p += stride) {
+            vec y[FC_OUTPUTS];
+            check += transform_column(points, m, p, plane, y);
+            FC_UNROLL
+            for (int i = 0; i < m; i++) y[i] += bias;
+            store_points(m, y, patch + (th * t->down + tw * t->across) * FC_LANES, t->row * FC_LANES);
+        }
+    return all_finite(check);
+}
+
 /* The tiles of a patch from their products, with the bias of `lanes` channels (or NULL): patch [pixel][lanes].  Returns
  * whether all are finite. */
 static int FC_KERNEL(winograd_output)(int r, const void *products, ptrdiff_t plane, ptrdiff_t stride, const fc_tiles *t,
                                       const void *bias, int lanes, void *patch) {
     const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
+    if (t->flat)
+        return r == 3 ? output_columns(6, 4, products, plane, stride, t, b, patch)
+                      : output_columns(7, 3, products, plane, stride, t, b, patch);
     return r == 3 ? output_tiles(6, 4, products, plane, stride, t, b, patch)
                   : output_tiles(7, 3, products, plane, stride, t, b, patch);
 }
@@ -399,10 +480,32 @@ FC_INLINE int gradient_filters(const int points, const int r, const int together
     return all_finite(check);
 }
 
-/* Weight gradients r x r, or the first `taps` of them, of `lanes` output channels and `count` input channels from their
+#define gradient_filter_columns FC_LOCAL(gradient_filter_columns)
+FC_INLINE int gradient_filter_columns(const int points, const int r, const REAL *p, ptrdiff_t plane, ptrdiff_t stride,
+                                      ptrdiff_t count, int taps, int lanes, REAL *w, ptrdiff_t row_stride,
+                                      ptrdiff_t channel_stride) {
+    vec check = {0};
+    for (ptrdiff_t k = 0; k < count; k++, p += stride, w += channel_stride) {
+        REAL lane[FC_OUTPUTS][FC_LANES];
+        vec y[FC_OUTPUTS];
+        check += transform_column(points, r, p, plane, y);
+        FC_UNROLL
+        for (int i = 0; i < r; i++) vec_store(lane[i], y[i]);
+        for (int l = 0; l < lanes; l++)
+            for (int i = 0; i < taps; i++) w[l * row_stride + i] = lane[i][l];
+    }
+    return all_finite(check);
+}
+
+/* Weight gradients r x r, or the first `taps` of them or of a column of r, of `lanes` output channels and `count` input channels from their
  * sums.  Returns whether all are finite. */
 static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
                                        int taps, int lanes, void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride) {
+    if (taps <= r)
+        return r == 3 ? gradient_filter_columns(6, 3, sums, plane, stride, count, taps, lanes, w, row_stride,
+                                                channel_stride)
+                      : gradient_filter_columns(6, 5, sums, plane, stride, count, taps, lanes, w, row_stride,
+                                                channel_stride);
     if (r == 5)
         return gradient_filters(6, 5, channel_stride == 25 ? FC_LANES : 1, sums, plane, stride, count, 25, lanes, w,
                                 row_stride, channel_stride);
