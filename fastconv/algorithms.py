@@ -15,7 +15,7 @@ Costs are cycles of one core on data in cache, counted in vector operations:
               + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
               + P / 36 * (tiles * (IN * C + OUT * M) + FILTER * C * D * M) / lanes      (weight gradient: SUMS;
-                                                                                        along lines: tiles * LINE)
+                                                                          tiles along a line: times LINE or COLUMN)
 
 with M rows (output channels of a group), K = taps * C, N pixels, P points of a tile, D planes of a filter.  Partition
 and blocking never depend on the number of threads, so that results do not either.
@@ -49,13 +49,15 @@ MAX_TRANSFORMED = 8 << 20  # where a block is a single patch of many channels
 TASK_TILES = 64  # tiles a product task: 36 x 64 x 48 products are 442 KiB
 TASK_ELEMENTS = 128 * 16  # tiles times nr of a task that uses filters once: 36 x 128 x 16 products are 295 KiB
 TASK_PANELS = 8  # such tasks at least
+ABREAST = 128  # residues of a line, at most, that a patch takes side by side,
+ABREAST_CHANNELS = 1 << 16  # and these times channels
 DEEP_TILES = 128  # of a task that sums planes: those around it are transformed once more
 
 PACK, COPY = 3.0, 4.0
 FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
-LINE = 1.4  # times as much, of patches along lines
+LINE, COLUMN = 1.4, 1.9  # times as much along a line
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 OPERAND, UNFOLD, STORE = 1.0, 2.0, 2.0
 NARROW = 1.4  # of an im2col output's products: measured against sweeps that find their weights packed
@@ -257,12 +259,15 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     tile_bytes = winograd_points(name, g) * channels * tile.item
     most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
     patch_w = _split(tiles_w, min(4 if axis == 2 else 16, most), 1)
-    patch_h = _split(tiles_h, min(32, max(1, most // g.kernel[0])) // patch_w, 1)
+    residues = winograd_residues(g)
+    if winograd_abreast(g):
+        patch_w, tiles_w, residues = residues, tiles_w * residues, 1
+    patch_h = _split(tiles_h, max(1, min(32, max(1, most // g.kernel[0])) // patch_w), 1)
     tiles = patch_h * patch_w
     planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
     block = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
     task = 1 if deep else max(1, min(block, TASK_TILES // tiles))
-    patches = g.n * size[0] * winograd_residues(g) * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
+    patches = g.n * size[0] * residues * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
     once = 0 < patches * tiles <= min(TASK_ELEMENTS // tile.nr, MAX_TRANSFORMED // tile_bytes)
     if once and not deep and (ic if name == "input_gradient" else oc) >= TASK_PANELS * tile.nr:
         block = task = patches
@@ -273,6 +278,13 @@ def winograd_residues(g: ConvGeometry) -> int:
     """Return into how many images the dilation splits one."""
     _, axis, _ = winograd_filter(g)
     return g.dilation[axis] if axis else math.prod(g.dilation)
+
+
+def winograd_abreast(g: ConvGeometry) -> bool:
+    """Whether the residues of a line lie side by side in one patch: they are neighbours in memory."""
+    _, axis, _ = winograd_filter(g)
+    channels = max(g.ic, g.oc) // g.groups
+    return axis == 2 and 1 < g.dilation[2] <= min(ABREAST, ABREAST_CHANNELS // max(channels, 1))
 
 
 # ---- costs ----
@@ -323,9 +335,12 @@ def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     points = winograd_points(name, g)
     tiles = g.n * _whole(size[0], planes) * winograd_residues(g) * math.prod(winograd_tiles(name, g, size))
     c, k = _whole(channels, tile.lanes), _whole(rows, tile.lanes)
+    _, axis, flat = winograd_filter(g)
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
-    if winograd_filter(g)[1]:
-        strided *= LINE
+    if axis == 1 or winograd_abreast(g):
+        strided = 1.0
+    if axis:
+        strided *= COLUMN if flat else LINE
     transforms = tiles * strided * (IN * c * (planes + depth - 1) / planes + OUT * k)
     transforms += (SUMS if name == "weight_gradient" else FILTER) * channels * depth * k
     products = tiles * (channels * depth * k / 2 / tile.lanes + TILE * k / (tile.mr * tile.nr))

@@ -25,7 +25,7 @@ A filter along a line, 1 x k or k x 1, has tiles that follow one another along t
 to five taps tiles of a column, of up to nine those of a 3 x 3 filter (micro/winograd.h), 12 outputs each.
 
 A dilation d splits the planes into d x d images of their residues, each convolved without dilation: a patch then takes
-every d-th pixel.
+every d-th pixel.  Residues of a row whose filter lies along it are neighbours: their tiles lie side by side in a patch.
 
 Planes [p] lie an odd number of cache lines apart, or 36 streams would fall into the same sets.  A result that is not
 finite may come from an overflow or NaN that belongs to other pixels of its tile: the call is then done again by packed
@@ -48,6 +48,7 @@ cdef struct WinogradJob:
     ptrdiff_t taps  # planes of a filter
     int filter  # taps of a plane
     bint flat  # tiles are columns
+    ptrdiff_t abreast  # residues of a dilated row that lie side by side in a patch, which is a stretch of it
     ptrdiff_t whole  # taps of a filter along a line, with the zeros that make it r or r x r
     ptrdiff_t high, wide, reach_h, reach_w  # outputs of a patch along h and w; how many more inputs
     fc_tiles in_tiles, out_tiles
@@ -237,7 +238,7 @@ cdef fc_tiles tiles_of(const WinogradJob *j, ptrdiff_t width) noexcept nogil:
     if j.w.axis:
         t.col, t.across = width, 1
         if j.w.axis == 2:
-            t.col, t.across = 1, width
+            t.col, t.across = j.abreast, 1 if j.abreast > 1 else width
         t.row, t.down = t.col if j.flat else j.w.r * t.col, tile_length(j) * t.col
     return t
 
@@ -248,7 +249,8 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     if j.w.axis == 1:
         j.wide, j.reach_w = j.w.tiles_w, 0
     if j.w.axis == 2:
-        j.high, j.wide, j.reach_h = j.w.tiles_w, length, 0
+        j.high, j.wide = 1 if j.abreast > 1 else j.w.tiles_w, length * j.abreast
+        j.reach_h, j.reach_w = 0, reach * j.abreast
     j.in_tiles, j.out_tiles = tiles_of(j, j.wide + j.reach_w), tiles_of(j, j.wide)
     j.points = (j.w.m + j.w.r - 1) * (1 if j.flat else j.w.m + j.w.r - 1)
     j.tiles, j.planes_in = j.w.tiles_h * j.w.tiles_w, j.w.planes + j.taps - 1
@@ -337,6 +339,9 @@ cdef void set_extents(WinogradJob *j, ConvPlan plan, const ptrdiff_t *in_, const
     j.whole = j.w.r if j.flat else j.w.r * j.w.r
     j.dilation[0] = 1 if j.w.axis == 2 else plan.dilation[1]
     j.dilation[1] = 1 if j.w.axis == 1 else plan.dilation[2]
+    j.abreast = 1
+    if j.w.axis == 2 and j.w.tiles_w == plan.dilation[2]:
+        j.abreast, j.dilation[1] = plan.dilation[2], 1
 
 
 cdef WinogradJob winograd_output(ConvPlan plan, const char *weight, char *packed) noexcept:

@@ -207,7 +207,7 @@ FEW = [
     if case.reason in ("K one past a slice, and odd", "stride 2, padded, odd size", "groups 2", "3-D")
 ]
 
-# Winograd's tiles give 4 x 4 outputs (3x3 filters), 3 x 3 (5x5) or 12 in a line; patches are up to 16 tiles wide.
+# Winograd's tiles give 4 x 4 outputs (3x3 filters), 3 x 3 (5x5), or 4, 3 or 12 in a line; patches are up to 16 tiles wide.
 WINOGRAD = [
     Case("Winograd: whole tiles", (2, 16, 8, 12), (16, 16, 3, 3), {"padding": 1}),
     Case("Winograd: tiles across every border", (2, 5, 13, 17), (3, 5, 3, 3)),
@@ -252,6 +252,13 @@ WINOGRAD = [
         {"dilation": (3, 2), "padding": ((9, 2), (0, 1))},
     ),
     Case("Winograd: one output of a line", (1, 3, 1, 7), (4, 3, 1, 7)),
+    Case("Winograd: 1x3", (2, 19, 5, 18), (17, 19, 1, 3), {"padding": (0, 1)}),
+    Case("Winograd: 3x1", (2, 19, 18, 5), (17, 19, 3, 1), {"padding": (1, 0)}),
+    Case("Winograd: 1x4, groups", (2, 6, 3, 50), (10, 3, 1, 4), {"groups": 2, "padding": (1, 2)}),
+    Case("Winograd: 4x1, dilated", (2, 5, 50, 3), (10, 5, 4, 1), {"padding": (5, 1), "dilation": (3, 5)}),
+    Case("Winograd: residues of a row", (2, 35, 2, 300), (33, 35, 1, 3), {"padding": (0, 8), "dilation": 8}),
+    Case("Winograd: more residues than pixels", (2, 5, 30), (9, 5, 3), {"padding": 40, "dilation": 40}),
+    Case("Winograd: more residues than a patch has", (1, 5, 700), (9, 5, 3), {"padding": 200, "dilation": 200}),
     Case("Winograd: blocks of lines", (40, 67, 9, 20), (35, 67, 1, 7), {"padding": (0, 3)}),
 ]
 
