@@ -21,8 +21,8 @@ patches goes through two phases, each with its tasks:
     2. task = some patches x a panel of nr           the products into the thread's own M, which stays in L2 -> Y
        weight gradient: task = a point x a plane of filters x some channels: dU[p] += V[p]^T D[p]
 
-A filter along a line, 1 x k or k x 1, has tiles that follow one another along the lines, of which a patch has some: of up
-to five taps tiles of a column, of up to nine those of a 3 x 3 filter (micro/winograd.h), 12 outputs each.
+A filter along a line, 1 x k or k x 1, has tiles that follow one another along the lines, of which a patch has some: of
+up to five taps tiles of a column, of up to nine those of a 3 x 3 filter (micro/winograd.h), 12 outputs each.
 
 A dilation d splits the planes into d x d images of their residues, each convolved without dilation: a patch then takes
 every d-th pixel.  Residues of a row whose filter lies along it are neighbours: their tiles lie side by side in a patch.
