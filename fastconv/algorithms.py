@@ -244,9 +244,10 @@ def winograd_tiles(name: str, g: ConvGeometry, size: Size) -> tuple[int, int]:
 def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int, int, int]:
     """Blocking (r, m, axis, planes, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
 
-    A plane of a patch has about 32 tiles, up to 16 in a row; where planes are summed a patch is a task.  A block's
-    transformed tiles stay in the third-level cache between the phases, and a task's products in the second-level one.
-    Where one task can take all tiles of several panels of filters, it transforms these itself, unless they are packed.
+    A plane of a patch has about 32 tiles, up to 16 in a row, or eight times as many columns; where planes are summed a
+    patch is a task. A block's transformed tiles stay in the third-level cache between the phases, and a task's products
+    in the second-level one. Where one task can take all tiles of several panels of filters, it transforms these itself,
+    unless they are packed.
     """
     ic, oc = (_whole(c // g.groups, tile.lanes) for c in (g.ic, g.oc))
     size, channels = (g.in_size, oc) if name == "input_gradient" else (g.out_size, ic)
@@ -254,19 +255,21 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
         channels = (ic + _whole(oc, tile.nr)) // 2
     deep = g.kernel[0] > 1
     tiles_h, tiles_w = winograd_tiles(name, g, size)
-    r, axis, _ = winograd_filter(g)
+    r, axis, flat = winograd_filter(g)
     m, _ = winograd_tile(name, r)
+    patch_tiles, task_tiles = (256, 6 * TASK_TILES) if flat else (32, TASK_TILES)
+    widest = {0: 16, 1: 128 if flat else 16, 2: 4}[axis]
     tile_bytes = winograd_points(name, g) * channels * tile.item
     most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
-    patch_w = _split(tiles_w, min(4 if axis == 2 else 16, most), 1)
+    patch_w = _split(tiles_w, min(widest, most), 1)
     residues = winograd_residues(g)
     if winograd_abreast(g):
         patch_w, tiles_w, residues = residues, tiles_w * residues, 1
-    patch_h = _split(tiles_h, max(1, min(32, max(1, most // g.kernel[0])) // patch_w), 1)
+    patch_h = _split(tiles_h, max(1, min(patch_tiles, max(1, most // g.kernel[0])) // patch_w), 1)
     tiles = patch_h * patch_w
     planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
     block = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
-    task = 1 if deep else max(1, min(block, TASK_TILES // tiles))
+    task = 1 if deep else max(1, min(block, task_tiles // tiles))
     patches = g.n * size[0] * residues * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
     once = 0 < patches * tiles <= min(TASK_ELEMENTS // tile.nr, MAX_TRANSFORMED // tile_bytes)
     if once and not deep and (ic if name == "input_gradient" else oc) >= TASK_PANELS * tile.nr:
@@ -393,6 +396,7 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
 
 def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
     """Return how each pass is computed: by `algorithm`, or for "auto" by the cheapest."""
+    g = g.flattened
     output, gradient = _sweeps(g)
     costs = {
         "output": {"gemm": gemm_cost(output, tile)},
@@ -434,6 +438,7 @@ def register_tile(type_char: str, isa: str) -> Tile:
 @lru_cache(maxsize=1024)
 def conv_plan(g: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _kernels.ConvPlan:
     """Return the compiled plan of a convolution's three passes."""
+    g = g.flattened
     tile = register_tile(type_char, isa)
     passes = [conv_passes(g, algorithm, tile)[name] for name in PASSES]
     output, gradient = _sweeps(g)

@@ -72,8 +72,33 @@ class ConvGeometry:
     out_size: Size
 
     @property
+    def flattened(self) -> ConvGeometry:
+        """The same on images whose rows are planes, where the filters of volumes are lines across these."""
+        none = (0, 0)
+        if (
+            self.kernel[0] == 1
+            or self.kernel[1:] != (1, 1)
+            or self.stride[1:] != (1, 1)
+            or self.pad[1:] != (none, none)
+        ):
+            return self
+        (d, h, w), (out_d, _, _) = self.in_size, self.out_size
+        return replace(
+            self,
+            ndim=2,
+            in_size=(1, d, h * w),
+            out_size=(1, out_d, h * w),
+            kernel=(1, self.kernel[0], 1),
+            stride=(1, self.stride[0], 1),
+            dilation=(1, self.dilation[0], 1),
+            pad=(none, self.pad[0], none),
+        )
+
+    @property
     def algorithms(self) -> tuple[str, ...]:
         """Algorithms that can compute it."""
+        if self.flattened is not self:
+            return self.flattened.algorithms
         (_, stride, _), (_, kernel, _), (_, dilation, _) = self.stride, self.kernel, self.dilation
         rows = (min(self.out_size[1], 8) - 1) * stride + (kernel - 1) * dilation + 1  # under eight of the output
         row = max(self.ic * self.in_size[2], self.oc * self.out_size[2]) // self.groups * MAX_ITEMSIZE
