@@ -14,8 +14,9 @@ Costs are cycles of one core on data in cache, counted in vector operations:
               + OPERAND * k * n                             columns are packed
               + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
-              + P / 36 * (tiles * (IN * C + OUT * M) + FILTER * C * D * M) / lanes      (weight gradient: SUMS;
-                                                                          tiles along a line: times LINE or COLUMN)
+              + P / 36 * tiles * (IN * C + OUT * M) / lanes        transforms; along a line times LINE or COLUMN
+              + P' / 36 * FILTER * C * D * M / lanes               (weight gradient: SUMS); P' = P, but at least 36, or
+                                                                   LEAST_COLUMN: most of it is reading
 
 with M rows (output channels of a group), K = taps * C, N pixels, P points of a tile, D planes of a filter.  Partition
 and blocking never depend on the number of threads, so that results do not either.
@@ -57,7 +58,7 @@ PACK, COPY = 3.0, 4.0
 FIND, TILE = 150.0, 40.0
 TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
-LINE, COLUMN = 1.4, 1.9  # times as much along a line
+LINE, COLUMN, LEAST_COLUMN = 1.4, 1.9, 14
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 OPERAND, UNFOLD, STORE = 1.0, 2.0, 2.0
 NARROW = 1.4  # of an im2col output's products: measured against sweeps that find their weights packed
@@ -216,29 +217,22 @@ def winograd_filter(g: ConvGeometry) -> tuple[int, int, bool]:
     return 5 if 3 < taps <= 5 else 3, 1 if wide == 1 else 2, taps <= 5
 
 
-def winograd_tile(name: str, r: int) -> tuple[int, int]:
-    """Return the outputs m and points P along an axis of a pass's tile, m x m outputs from P x P products."""
-    return (4, 6) if r == 3 else (2, 6) if name == "weight_gradient" else (3, 7)
+def winograd_tile(name: str, g: ConvGeometry, size: Size) -> tuple[int, int, int, int]:
+    """Return the outputs m along an axis of a pass's tile, its points, and the rows and columns of the tiles of an image.
 
-
-def winograd_points(name: str, g: ConvGeometry) -> int:
-    """Points of a tile."""
-    r, _, flat = winograd_filter(g)
-    _, points = winograd_tile(name, r)
-    return points if flat else points**2
-
-
-def winograd_tiles(name: str, g: ConvGeometry, size: Size) -> tuple[int, int]:
-    """Rows and columns of the tiles of an image of `size`, or of each of the residues that a dilation leaves.
-
-    Of tiles along lines: how many along each, and the number of lines.
+    That is one of `size`, or of the residues that a dilation leaves; of tiles along lines, how many along each, and the
+    number of lines. Of 3 x 3 filters tiles of 3 x 3 outputs are taken where they need fewer products than those of 4 x 4.
     """
     r, axis, flat = winograd_filter(g)
-    m, _ = winograd_tile(name, r)
+    lengths = [math.ceil(length / dilation) for length, dilation in zip(size, g.dilation, strict=True)]
     if axis:
-        return math.ceil(math.ceil(size[axis] / g.dilation[axis]) / (m if flat else m * r)), size[3 - axis]
-    high, wide = (math.ceil(math.ceil(i / d) / m) for i, d in zip(size[1:], g.dilation[1:], strict=True))
-    return high, wide
+        m = 4 if r == 3 else 2 if name == "weight_gradient" else 3
+        points = m + r - 1
+        along = math.ceil(lengths[axis] / (m if flat else m * r))
+        return m, points if flat else points**2, along, size[3 - axis]
+    outputs = (4, 3) if r == 3 else (2,) if name == "weight_gradient" else (3,)
+    tiles = [(m, (m + r - 1) ** 2, *(math.ceil(length / m) for length in lengths[1:])) for m in outputs]
+    return min(tiles, key=lambda tile: math.prod(tile[1:]))
 
 
 def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int, int, int]:
@@ -254,12 +248,11 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     if name == "weight_gradient":
         channels = (ic + _whole(oc, tile.nr)) // 2
     deep = g.kernel[0] > 1
-    tiles_h, tiles_w = winograd_tiles(name, g, size)
     r, axis, flat = winograd_filter(g)
-    m, _ = winograd_tile(name, r)
+    m, points, tiles_h, tiles_w = winograd_tile(name, g, size)
     patch_tiles, task_tiles = (256, 6 * TASK_TILES) if flat else (32, TASK_TILES)
     widest = {0: 16, 1: 128 if flat else 16, 2: 4}[axis]
-    tile_bytes = winograd_points(name, g) * channels * tile.item
+    tile_bytes = points * channels * tile.item
     most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
     patch_w = _split(tiles_w, min(widest, most), 1)
     residues = winograd_residues(g)
@@ -335,8 +328,8 @@ def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     ic, oc, depth = g.ic // g.groups, g.oc // g.groups, g.kernel[0]
     channels, rows, size = (oc, ic, g.in_size) if name == "input_gradient" else (ic, oc, g.out_size)
     _, _, _, planes, *_ = winograd_blocking(name, g, tile)
-    points = winograd_points(name, g)
-    tiles = g.n * _whole(size[0], planes) * winograd_residues(g) * math.prod(winograd_tiles(name, g, size))
+    _, points, tiles_h, tiles_w = winograd_tile(name, g, size)
+    tiles = g.n * _whole(size[0], planes) * winograd_residues(g) * tiles_h * tiles_w
     c, k = _whole(channels, tile.lanes), _whole(rows, tile.lanes)
     _, axis, flat = winograd_filter(g)
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
@@ -344,10 +337,11 @@ def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
         strided = 1.0
     if axis:
         strided *= COLUMN if flat else LINE
-    transforms = tiles * strided * (IN * c * (planes + depth - 1) / planes + OUT * k)
-    transforms += (SUMS if name == "weight_gradient" else FILTER) * channels * depth * k
-    products = tiles * (channels * depth * k / 2 / tile.lanes + TILE * k / (tile.mr * tile.nr))
-    return g.groups * points * (products + transforms / 36 / tile.lanes)
+    transforms = points * tiles * strided * (IN * c * (planes + depth - 1) / planes + OUT * k)
+    filters = SUMS if name == "weight_gradient" else FILTER
+    transforms += max(points, LEAST_COLUMN if flat else 36) * filters * channels * depth * k
+    products = points * tiles * (channels * depth * k / 2 / tile.lanes + TILE * k / (tile.mr * tile.nr))
+    return g.groups * (products + transforms / 36 / tile.lanes)
 
 
 def gemm_weight_cost(g: ConvGeometry, tile: Tile) -> float:

@@ -204,7 +204,7 @@ cdef extern from "micro.h" nogil:
         void (*winograd_gradient)(int, const fc_tiles *, const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
         int (*winograd_output)(int, const void *, ptrdiff_t, ptrdiff_t, const fc_tiles *, const void *, int,
                                void *) noexcept nogil
-        int (*winograd_weights)(int, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int, void *, ptrdiff_t,
+        int (*winograd_weights)(int, int, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, int, int, void *, ptrdiff_t,
                                 ptrdiff_t) noexcept nogil
         double (*fma_peak)(ptrdiff_t, void *) noexcept nogil
 

@@ -1,6 +1,6 @@
 """Convolution by Winograd's minimal filtering, r x r with r = 3 or 5, stride 1, any dilation: all three passes.
 
-    U[p][k][i][c] = (G g G^T)[p]       filters, p the points of a tile: 36 or 49 (micro/winograd.h)
+    U[p][k][i][c] = (G g G^T)[p]       filters, p the points of a tile: 25, 36 or 49 (micro/winograd.h)
     V[p][t][c]    = (B^T d B)[p]       tiles t of the image, m x m outputs each
     M[p][t][k]    = sum_i sum_c V[p][t + i][c] * U[p][k][i][c]          a matrix product for each point
     Y             = A^T M A
@@ -92,6 +92,11 @@ cdef inline ptrdiff_t whole_lanes(const WinogradJob *j, ptrdiff_t n) noexcept no
     return ceil_div(n, j.k.lanes) * j.k.lanes
 
 
+cdef inline int tile_points(const WinogradJob *j) noexcept nogil:
+    """Along an axis."""
+    return <int>(j.w.m + j.w.r - 1)
+
+
 cdef inline const char *filter_plane(const WinogradJob *j, ptrdiff_t row, ptrdiff_t tap, ptrdiff_t c) noexcept nogil:
     """The plane of the filter of a row and channel that meets the tap-th plane of V."""
     cdef ptrdiff_t i = j.taps - 1 - tap if j.flip else tap
@@ -104,7 +109,7 @@ cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk
     cdef ptrdiff_t tap = task // chunks % j.taps, row0 = task // chunks // j.taps * j.line, row
     for row from row0 <= row < min(row0 + j.line, j.rows) by j.k.lanes:
-        j.k.winograd_filters(<int>j.w.r, filter_plane(j, row, tap, c), j.row_stride, j.channel_stride, j.filter,
+        j.k.winograd_filters(tile_points(j), filter_plane(j, row, tap, c), j.row_stride, j.channel_stride, j.filter,
                              <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk, j.channels - c), j.flip,
                              j.u + (((row // j.width * j.taps + tap) * j.channels + c) * j.k.nr + row % j.width) * j.es,
                              j.u_plane)
@@ -138,7 +143,7 @@ cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.channels - c)
         j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.in_d + d) * plane * j.es, rows,
                        cols, scratch)
-        j.k.winograd_input(<int>(j.w.m + j.w.r - 1), &j.in_tiles, scratch,
+        j.k.winograd_input(tile_points(j), &j.in_tiles, scratch,
                            j.v + ((patch * j.v_tiles + i * j.tiles) * j.v_stride + c * j.v_channel) * j.es, j.v_plane,
                            j.v_stride)
 
@@ -196,7 +201,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
         for i in range(j.taps):
             for c from 0 <= c < j.channels by j.chunk:
                 for col from 0 <= col < cols by k.lanes:
-                    k.winograd_filters(<int>j.w.r, filter_plane(j, row0 + col, i, c), j.row_stride, j.channel_stride,
+                    k.winograd_filters(tile_points(j), filter_plane(j, row0 + col, i, c), j.row_stride, j.channel_stride,
                                        j.filter, <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
                                        min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
                 multiply_tiles(j, v + (i * j.tiles * j.v_stride + c) * es, u, 1, min(j.chunk, j.channels - c), j.chunk,
@@ -211,7 +216,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
             for col from 0 <= col < cols by k.lanes:
                 image.channels = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
                 at = (((n * j.groups + j.group) * j.rows + row0 + col) * j.out_d + d + i) * plane * es
-                if not k.winograd_output(<int>j.w.r, products + (((patch - patch0) * j.w.planes + i) * j.tiles * nr
+                if not k.winograd_output(tile_points(j), products + (((patch - patch0) * j.w.planes + i) * j.tiles * nr
                                                                  + col) * es,
                                          j.m_plane, nr, &j.out_tiles,
                                          NULL if j.bias == NULL else j.bias + (row0 + col) * es, image.channels,
@@ -252,7 +257,7 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
         j.high, j.wide = 1 if j.abreast > 1 else j.w.tiles_w, length * j.abreast
         j.reach_h, j.reach_w = 0, reach * j.abreast
     j.in_tiles, j.out_tiles = tiles_of(j, j.wide + j.reach_w), tiles_of(j, j.wide)
-    j.points = (j.w.m + j.w.r - 1) * (1 if j.flat else j.w.m + j.w.r - 1)
+    j.points = tile_points(j) * (1 if j.flat else tile_points(j))
     j.tiles, j.planes_in = j.w.tiles_h * j.w.tiles_w, j.w.planes + j.taps - 1
     j.patch_tiles, j.v_tiles = j.w.planes * j.tiles, j.planes_in * j.tiles
     j.patches_d = ceil_div(j.out_d, j.w.planes)
@@ -442,7 +447,7 @@ cdef void product_weights_task(void *job_, ptrdiff_t task, char *scratch) noexce
 cdef void finish_weights(WinogradJob *j, const char *sums, ptrdiff_t row, ptrdiff_t tap, ptrdiff_t c0,
                          ptrdiff_t count) noexcept nogil:
     """dW of one vector of output channels, a plane of filters and some input channels."""
-    if not j.k.winograd_weights(<int>j.w.r, sums, j.u_plane, j.u_stride, count, j.filter,
+    if not j.k.winograd_weights(tile_points(j), <int>j.w.r, sums, j.u_plane, j.u_stride, count, j.filter,
                                 <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), <char *>filter_plane(j, row, tap, c0),
                                 j.row_stride, j.channel_stride):
         j.finite = 0

@@ -209,7 +209,7 @@ FEW = [
     if case.reason in ("K one past a slice, and odd", "stride 2, padded, odd size", "groups 2", "3-D")
 ]
 
-# Winograd's tiles give 4 x 4 outputs (3x3 filters), 3 x 3 (5x5), or 4, 3 or 12 in a line; patches are up to 16 wide.
+# Winograd's tiles give 4 x 4 or 3 x 3 outputs (3x3 filters), 3 x 3 (5x5), or 4, 3 or 12 in a line; patches are up to 16 wide.
 WINOGRAD = [
     Case("Winograd: whole tiles", (2, 16, 8, 12), (16, 16, 3, 3), {"padding": 1}),
     Case("Winograd: tiles across every border", (2, 5, 13, 17), (3, 5, 3, 3)),
@@ -217,6 +217,9 @@ WINOGRAD = [
     Case("Winograd: a row of several patches", (1, 2, 6, 75), (3, 2, 3, 3), {"padding": 1}),
     Case("Winograd: a panel and a bit of channels", (1, 50, 9, 9), (51, 50, 3, 3), {"padding": 1}),
     Case("Winograd: blocks of patches", (9, 37, 21, 22), (20, 37, 3, 3), {"padding": 1}),
+    Case("Winograd: tiles of 3 x 3 outputs", (3, 19, 9, 5), (35, 19, 3, 3), {"padding": 1}),
+    Case("Winograd: tiles of 3 x 3 outputs in residues", (2, 18, 33, 17), (5, 18, 3, 3), {"padding": 6, "dilation": 6}),
+    Case("Winograd: tiles of 3 x 3 outputs, 3x3x3", (2, 5, 4, 6, 6), (17, 5, 3, 3, 3), {"padding": 1}),
     Case("Winograd: 5x5", (2, 17, 9, 11), (19, 17, 5, 5), {"padding": 2}),
     Case("Winograd: 5x5, many channels", (1, 131, 13, 14), (67, 131, 5, 5), {"padding": 2}),
     Case("Winograd: 5x5, groups", (1, 6, 8, 7), (4, 3, 5, 5), {"groups": 2}),

@@ -268,13 +268,13 @@ typedef struct {
     void (*store_patch)(const fc_image *y, const void *patch, int rows, int cols, void *dst);
     void (*winograd_input)(int points, const fc_tiles *t, const void *patch, void *v, ptrdiff_t plane,
                            ptrdiff_t stride);
-    void (*winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int taps, int lanes,
-                             ptrdiff_t count, int flip, void *u, ptrdiff_t plane);
+    void (*winograd_filters)(int points, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int taps,
+                             int lanes, ptrdiff_t count, int flip, void *u, ptrdiff_t plane);
     void (*winograd_gradient)(int m, const fc_tiles *t, const void *patch, void *u, ptrdiff_t plane, ptrdiff_t stride);
-    int (*winograd_output)(int r, const void *products, ptrdiff_t plane, ptrdiff_t stride, const fc_tiles *t,
+    int (*winograd_output)(int points, const void *products, ptrdiff_t plane, ptrdiff_t stride, const fc_tiles *t,
                            const void *bias, int lanes, void *patch);
-    int (*winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count, int taps,
-                            int lanes, void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride);
+    int (*winograd_weights)(int points, int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
+                            int taps, int lanes, void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride);
 
     /* fused multiply-adds in registers: returns the number of floating-point operations done */
     double (*fma_peak)(ptrdiff_t repeats, void *sink);

@@ -1,5 +1,6 @@
-/* Winograd's minimal filtering, F(m x m, r x r) on tiles of P x P points, P = m + r - 1: F(4,3) on 6 and F(3,5) on 7;
- * weight gradients, with filter and output exchanged, F(3,4) and F(5,2) on 6 (F(5,3) rounds twice as much).
+/* Winograd's minimal filtering, F(m x m, r x r) on tiles of P x P points, P = m + r - 1: F(4,3) on 6, F(3,3) on 5 where
+ * images are small, F(3,5) on 7; weight gradients, with filter and output exchanged, F(3,4) and F(5,2) on 6 (F(5,3) rounds
+ * twice as much), F(3,3) on 5.
  *
  *     Y = A^T [ (G g G^T) . (B^T d B) ] A           m x m outputs of an r x r filter g from a P x P tile d
  *
@@ -31,11 +32,12 @@ FC_INLINE REAL square(REAL q) { return q * q; }
 /* The i-th pair of points */
 #define point FC_LOCAL(point)
 FC_INLINE REAL point(const int points, const int i) {
+    if (points == 5) return i == 0 ? (REAL)0.4375 : (REAL)1.375;
     if (points == 6) return i == 0 ? (REAL)0.625 : (REAL)1.5;
     return i == 0 ? (REAL)0.3125 : i == 1 ? (REAL)0.875 : (REAL)1.625;
 }
 
-/* v = B^T d: 12 multiply-adds on 6 points, 21 on 7 */
+/* v = B^T d: 10 multiply-adds on 5 points, 12 on 6, 21 on 7 */
 #define tile_rows FC_LOCAL(tile_rows)
 FC_INLINE void tile_rows(const int points, const vec *d, vec *v) {
     const int first = points % 2 == 0;
@@ -43,13 +45,15 @@ FC_INLINE void tile_rows(const int points, const vec *d, vec *v) {
     if (first) {
         v[0] = (d[4] - (a + b) * d[2]) + (a * b) * d[0];
         v[5] = (d[5] - (a + b) * d[3]) + (a * b) * d[1];
-    } else
+    } else if (points == 5)
+        v[4] = (d[4] - (a + b) * d[2]) + (a * b) * d[0];
+    else
         v[6] = ((d[6] - (a + b + c) * d[4]) + (a * b + b * c + c * a) * d[2]) - (a * b * c) * d[0];
     FC_UNROLL
     for (int i = 0; i < points / 2 - first; i++) { /* the polynomial of the other pairs, times x and times q */
         const REAL q = point(points, i), p = i == 0 ? b : a, r = i == 2 ? b : c;
-        const vec o = first ? d[4] - p * d[2] : (d[5] - (p + r) * d[3]) + (p * r) * d[1];
-        const vec e = first ? d[3] - p * d[1] : (d[4] - (p + r) * d[2]) + (p * r) * d[0];
+        const vec o = points == 7 ? (d[5] - (p + r) * d[3]) + (p * r) * d[1] : d[points - 2] - p * d[points - 4];
+        const vec e = points == 7 ? (d[4] - (p + r) * d[2]) + (p * r) * d[0] : d[points - 3] - p * d[points - 5];
         v[first + 2 * i] = o + q * e;
         v[first + 2 * i + 1] = first ? o - q * e : q * e - o;
     }
@@ -224,6 +228,8 @@ static void FC_KERNEL(winograd_input)(int points, const fc_tiles *t, const void 
         input_columns(6, t, patch, v, plane, stride);
     else if (t->flat)
         input_columns(7, t, patch, v, plane, stride);
+    else if (points == 5)
+        input_tiles(5, t, patch, v, plane, stride);
     else if (points == 6)
         input_tiles(6, t, patch, v, plane, stride);
     else
@@ -310,24 +316,23 @@ FC_INLINE void filter_columns(const int points, const int r, int taps, const REA
 }
 
 /* The first `taps` of r x r, or of a column of r where that is enough, are there; zeros follow. */
-static void FC_KERNEL(winograd_filters)(int r, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride, int taps,
-                                        int lanes, ptrdiff_t count, int flip, void *u, ptrdiff_t plane) {
-    if (r == 3 && taps <= 3)
+static void FC_KERNEL(winograd_filters)(int points, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
+                                        int taps, int lanes, ptrdiff_t count, int flip, void *u, ptrdiff_t plane) {
+#define FC_FILTERS(points, r, taps, flip) \
+    filters(points, r, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane)
+    if (points == 6 && taps <= 3)
         filter_columns(6, 3, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane);
-    else if (r == 5 && taps <= 5)
+    else if (points == 7 && taps <= 5)
         filter_columns(7, 5, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane);
-    else if (r == 3 && taps < 9 && flip)
-        filters(6, 3, taps, w, row_stride, channel_stride, lanes, count, 1, u, plane);
-    else if (r == 3 && taps < 9)
-        filters(6, 3, taps, w, row_stride, channel_stride, lanes, count, 0, u, plane);
-    else if (r == 3 && flip)
-        filters(6, 3, 9, w, row_stride, channel_stride, lanes, count, 1, u, plane);
-    else if (r == 3)
-        filters(6, 3, 9, w, row_stride, channel_stride, lanes, count, 0, u, plane);
-    else if (flip)
-        filters(7, 5, 25, w, row_stride, channel_stride, lanes, count, 1, u, plane);
+    else if (taps < 9)
+        flip ? FC_FILTERS(6, 3, taps, 1) : FC_FILTERS(6, 3, taps, 0);
+    else if (points == 5)
+        flip ? FC_FILTERS(5, 3, 9, 1) : FC_FILTERS(5, 3, 9, 0);
+    else if (points == 6)
+        flip ? FC_FILTERS(6, 3, 9, 1) : FC_FILTERS(6, 3, 9, 0);
     else
-        filters(7, 5, 25, w, row_stride, channel_stride, lanes, count, 0, u, plane);
+        flip ? FC_FILTERS(7, 5, 25, 1) : FC_FILTERS(7, 5, 25, 0);
+#undef FC_FILTERS
 }
 
 #define gradient_tiles FC_LOCAL(gradient_tiles)
@@ -368,6 +373,8 @@ static void FC_KERNEL(winograd_gradient)(int m, const fc_tiles *t, const void *p
         gradient_columns(6, 4, t, patch, u, plane, stride);
     else if (t->flat)
         gradient_columns(6, 2, t, patch, u, plane, stride);
+    else if (m == 3)
+        gradient_tiles(5, 3, t, patch, u, plane, stride);
     else if (m == 4)
         gradient_tiles(6, 4, t, patch, u, plane, stride);
     else
@@ -451,14 +458,15 @@ FC_INLINE int output_columns(const int points, const int m, const REAL *p, ptrdi
 
 /* The tiles of a patch from their products, with the bias of `lanes` channels (or NULL): patch [pixel][lanes].  Returns
  * whether all are finite. */
-static int FC_KERNEL(winograd_output)(int r, const void *products, ptrdiff_t plane, ptrdiff_t stride, const fc_tiles *t,
-                                      const void *bias, int lanes, void *patch) {
+static int FC_KERNEL(winograd_output)(int points, const void *products, ptrdiff_t plane, ptrdiff_t stride,
+                                      const fc_tiles *t, const void *bias, int lanes, void *patch) {
     const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
     if (t->flat)
-        return r == 3 ? output_columns(6, 4, products, plane, stride, t, b, patch)
-                      : output_columns(7, 3, products, plane, stride, t, b, patch);
-    return r == 3 ? output_tiles(6, 4, products, plane, stride, t, b, patch)
-                  : output_tiles(7, 3, products, plane, stride, t, b, patch);
+        return points == 6 ? output_columns(6, 4, products, plane, stride, t, b, patch)
+                           : output_columns(7, 3, products, plane, stride, t, b, patch);
+    return points == 5   ? output_tiles(5, 3, products, plane, stride, t, b, patch)
+           : points == 6 ? output_tiles(6, 4, products, plane, stride, t, b, patch)
+                         : output_tiles(7, 3, products, plane, stride, t, b, patch);
 }
 
 /* `together` channels lie side by side in W */
@@ -499,8 +507,9 @@ FC_INLINE int gradient_filter_columns(const int points, const int r, const REAL 
 
 /* Weight gradients r x r, or the first `taps` of them or of a column of r, of `lanes` output channels and `count` input channels from their
  * sums.  Returns whether all are finite. */
-static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride, ptrdiff_t count,
-                                       int taps, int lanes, void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride) {
+static int FC_KERNEL(winograd_weights)(int points, int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride,
+                                       ptrdiff_t count, int taps, int lanes, void *w, ptrdiff_t row_stride,
+                                       ptrdiff_t channel_stride) {
     if (taps <= r)
         return r == 3 ? gradient_filter_columns(6, 3, sums, plane, stride, count, taps, lanes, w, row_stride,
                                                 channel_stride)
@@ -508,6 +517,9 @@ static int FC_KERNEL(winograd_weights)(int r, const void *sums, ptrdiff_t plane,
                                                 channel_stride);
     if (r == 5)
         return gradient_filters(6, 5, channel_stride == 25 ? FC_LANES : 1, sums, plane, stride, count, 25, lanes, w,
+                                row_stride, channel_stride);
+    if (points == 5)
+        return gradient_filters(5, 3, channel_stride == 9 ? FC_LANES : 1, sums, plane, stride, count, 9, lanes, w,
                                 row_stride, channel_stride);
     return gradient_filters(6, 3, channel_stride == 9 ? FC_LANES : 1, sums, plane, stride, count, taps, lanes, w,
                             row_stride, channel_stride);
