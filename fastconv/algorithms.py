@@ -218,10 +218,10 @@ def winograd_filter(g: ConvGeometry) -> tuple[int, int, bool]:
 
 
 def winograd_tile(name: str, g: ConvGeometry, size: Size) -> tuple[int, int, int, int]:
-    """Return the outputs m along an axis of a pass's tile, its points, and the rows and columns of the tiles of an image.
+    """Return the outputs m along an axis of a pass's tile, its points, and the rows and columns of an image's tiles.
 
-    That is one of `size`, or of the residues that a dilation leaves; of tiles along lines, how many along each, and the
-    number of lines. Of 3 x 3 filters tiles of 3 x 3 outputs are taken where they need fewer products than those of 4 x 4.
+    The image is one of `size`, or of the residues that a dilation leaves; of tiles along lines, columns are the number
+    of lines. 3 x 3 filters have tiles of 3 x 3 outputs where these need fewer products than those of 4 x 4.
     """
     r, axis, flat = winograd_filter(g)
     lengths = [math.ceil(length / dilation) for length, dilation in zip(size, g.dilation, strict=True)]

@@ -103,16 +103,22 @@ cdef inline const char *filter_plane(const WinogradJob *j, ptrdiff_t row, ptrdif
     return j.weight + (row * j.row_stride + c * j.channel_stride + i * j.filter) * j.es
 
 
+cdef inline void transform_chunk(const WinogradJob *j, ptrdiff_t row, ptrdiff_t tap, ptrdiff_t c,
+                                 char *u) noexcept nogil:
+    """U of a vector of rows, one plane and a chunk of channels from c on."""
+    j.k.winograd_filters(tile_points(j), filter_plane(j, row, tap, c), j.row_stride, j.channel_stride, j.filter,
+                         <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk, j.channels - c), j.flip, u,
+                         j.u_plane)
+
+
 cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: U of the rows that share cache lines, one plane and a chunk of channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), c = task % chunks * j.chunk
     cdef ptrdiff_t tap = task // chunks % j.taps, row0 = task // chunks // j.taps * j.line, row
     for row from row0 <= row < min(row0 + j.line, j.rows) by j.k.lanes:
-        j.k.winograd_filters(tile_points(j), filter_plane(j, row, tap, c), j.row_stride, j.channel_stride, j.filter,
-                             <int>min(<ptrdiff_t>j.k.lanes, j.rows - row), min(j.chunk, j.channels - c), j.flip,
-                             j.u + (((row // j.width * j.taps + tap) * j.channels + c) * j.k.nr + row % j.width) * j.es,
-                             j.u_plane)
+        transform_chunk(j, row, tap, c, j.u + (((row // j.width * j.taps + tap) * j.channels + c) * j.k.nr
+                                               + row % j.width) * j.es)
 
 
 cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image *image, ptrdiff_t *n,
@@ -201,9 +207,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
         for i in range(j.taps):
             for c from 0 <= c < j.channels by j.chunk:
                 for col from 0 <= col < cols by k.lanes:
-                    k.winograd_filters(tile_points(j), filter_plane(j, row0 + col, i, c), j.row_stride, j.channel_stride,
-                                       j.filter, <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col),
-                                       min(j.chunk, j.channels - c), j.flip, u + col * es, j.u_plane)
+                    transform_chunk(j, row0 + col, i, c, u + col * es)
                 multiply_tiles(j, v + (i * j.tiles * j.v_stride + c) * es, u, 1, min(j.chunk, j.channels - c), j.chunk,
                                tiles, cols, i > 0 or c > 0, products)
     else:
@@ -216,8 +220,8 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
             for col from 0 <= col < cols by k.lanes:
                 image.channels = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
                 at = (((n * j.groups + j.group) * j.rows + row0 + col) * j.out_d + d + i) * plane * es
-                if not k.winograd_output(tile_points(j), products + (((patch - patch0) * j.w.planes + i) * j.tiles * nr
-                                                                 + col) * es,
+                if not k.winograd_output(tile_points(j),
+                                         products + (((patch - patch0) * j.w.planes + i) * j.tiles * nr + col) * es,
                                          j.m_plane, nr, &j.out_tiles,
                                          NULL if j.bias == NULL else j.bias + (row0 + col) * es, image.channels,
                                          scratch):

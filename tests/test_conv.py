@@ -209,7 +209,7 @@ FEW = [
     if case.reason in ("K one past a slice, and odd", "stride 2, padded, odd size", "groups 2", "3-D")
 ]
 
-# Winograd's tiles give 4 x 4 or 3 x 3 outputs (3x3 filters), 3 x 3 (5x5), or 4, 3 or 12 in a line; patches are up to 16 wide.
+# Winograd's tiles give 4 x 4 or 3 x 3 outputs, or 4, 3 or 12 in a line; patches are up to 16 tiles wide.
 WINOGRAD = [
     Case("Winograd: whole tiles", (2, 16, 8, 12), (16, 16, 3, 3), {"padding": 1}),
     Case("Winograd: tiles across every border", (2, 5, 13, 17), (3, 5, 3, 3)),
