@@ -36,7 +36,7 @@ class ConvPlan:
         output_blocking: tuple[int, int, int, int, int],
         gradient_blocking: tuple[int, int, int, int, int],
         weight_blocking: tuple[int, int, int, int],
-        winograd: tuple[tuple[int, int, int, int, int, int, int] | None, ...] = (None, None, None),
+        winograd: tuple[tuple[int, int, int, int, int, int, int, int] | None, ...] = (None, None, None),
         direct: tuple[int, int, int] = (0, 0, 0),
         im2col: tuple[bool, bool, bool] = (False, False, False),
         full: bool = False,
@@ -63,7 +63,7 @@ class Panels:
     nbytes: int
 
 def packing(plan: ConvPlan, gradient: bool) -> tuple | None: ...
-def live_taps(weight: Real, taps: tuple[int, ...], out: Real) -> bool: ...
+def live_taps(weight: Real, kernel: tuple[int, int, int], start: tuple[int, int, int], out: Real) -> bool: ...
 def pack_weight(plan: ConvPlan, gradient: bool, weight: Real) -> Panels: ...
 def conv_output(
     plan: ConvPlan,

@@ -18,8 +18,8 @@ Costs are cycles of one core on data in cache, counted in vector operations:
               + P' / 36 * FILTER * C * D * M / lanes               (weight gradient: SUMS); P' = P, but at least 36, or
                                                                    LEAST_COLUMN: most of it is reading
 
-with M rows (output channels of a group), K = taps * C, N pixels, P points of a tile, D planes of a filter.  Partition
-and blocking never depend on the number of threads, so that results do not either.
+with M rows (output channels of a group), K = taps * C, N pixels, P points of a tile, D planes of a filter.  Blocking
+never depends on the number of threads, so that results do not either.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ MAX_TRANSFORMED = 8 << 20  # where a block is a single patch of many channels
 TASK_TILES = 64  # tiles a product task: 36 x 64 x 48 products are 442 KiB
 TASK_ELEMENTS = 128 * 16  # tiles times nr of a task that uses filters once: 36 x 128 x 16 products are 295 KiB
 TASK_PANELS = 8  # such tasks at least
-ABREAST = 128  # residues of a line, at most, that a patch takes side by side,
-ABREAST_CHANNELS = 1 << 16  # and these times channels
+ABREAST = 128  # residues of a line, at most, that a patch takes side by side
 DEEP_TILES = 128  # of a task that sums planes: those around it are transformed once more
 
 PACK, COPY = 3.0, 4.0
@@ -255,9 +254,10 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     tile_bytes = points * channels * tile.item
     most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
     patch_w = _split(tiles_w, min(widest, most), 1)
-    residues = winograd_residues(g)
-    if winograd_abreast(g):
-        patch_w, tiles_w, residues = residues, tiles_w * residues, 1
+    residues = winograd_residues(g, size)
+    if axis == 2 and 1 < g.dilation[2] <= min(ABREAST, most):  # neighbours in memory: side by side in a patch
+        axis, residues = 3, 1
+        patch_w, tiles_w = g.dilation[2], g.dilation[2] * tiles_w
     patch_h = _split(tiles_h, max(1, min(patch_tiles, max(1, most // g.kernel[0])) // patch_w), 1)
     tiles = patch_h * patch_w
     planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
@@ -270,17 +270,11 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     return r, m, axis, planes, patch_h, patch_w, max(block // task, 1) * task, task
 
 
-def winograd_residues(g: ConvGeometry) -> int:
-    """Return into how many images the dilation splits one."""
+def winograd_residues(g: ConvGeometry, size: Size) -> int:
+    """Return into how many images a dilation splits one."""
     _, axis, _ = winograd_filter(g)
-    return g.dilation[axis] if axis else math.prod(g.dilation)
-
-
-def winograd_abreast(g: ConvGeometry) -> bool:
-    """Whether the residues of a line lie side by side in one patch: they are neighbours in memory."""
-    _, axis, _ = winograd_filter(g)
-    channels = max(g.ic, g.oc) // g.groups
-    return axis == 2 and 1 < g.dilation[2] <= min(ABREAST, ABREAST_CHANNELS // max(channels, 1))
+    residues = [min(dilation, length) for dilation, length in zip(g.dilation, size, strict=True)]
+    return residues[axis] if axis else math.prod(residues)
 
 
 # ---- costs ----
@@ -327,13 +321,13 @@ def winograd_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     """Cycles of a Winograd pass."""
     ic, oc, depth = g.ic // g.groups, g.oc // g.groups, g.kernel[0]
     channels, rows, size = (oc, ic, g.in_size) if name == "input_gradient" else (ic, oc, g.out_size)
-    _, _, _, planes, *_ = winograd_blocking(name, g, tile)
+    _, _, axis, planes, *_ = winograd_blocking(name, g, tile)
     _, points, tiles_h, tiles_w = winograd_tile(name, g, size)
-    tiles = g.n * _whole(size[0], planes) * winograd_residues(g) * tiles_h * tiles_w
+    tiles = g.n * _whole(size[0], planes) * winograd_residues(g, size) * tiles_h * tiles_w
     c, k = _whole(channels, tile.lanes), _whole(rows, tile.lanes)
-    _, axis, flat = winograd_filter(g)
+    *_, flat = winograd_filter(g)
     strided = {1: 1.0, 2: 1.5, 4: 1.5}.get(g.dilation[2], 4.0)  # pixels of a dilation are gathered and scattered
-    if axis == 1 or winograd_abreast(g):
+    if axis in (1, 3):
         strided = 1.0
     if axis:
         strided *= COLUMN if flat else LINE

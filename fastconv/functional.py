@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _kernels, algorithms, geometry, runtime
-from .packing import PackedWeight, live_taps
+from .packing import Box, PackedWeight, live_taps
 
 __all__ = [
     "PackedWeight",
@@ -269,7 +269,8 @@ def explain(
     -------
     Explanation
         A mapping from "output", "input_gradient" and "weight_gradient" to `algorithm`, `blocking`, `cost` and the
-        `costs` of all algorithms that serve, in cycles of one core. It prints as a table.
+        `costs` of all algorithms that serve, in cycles of one core. It prints as a table. The output is that by the
+        taps that meet the image, which takes finite weights.
 
     Raises
     ------
@@ -322,8 +323,7 @@ class _ConvCall(NamedTuple):
 class _Live(NamedTuple):
     """The output by the taps that meet the image."""
 
-    taps: tuple[int, ...]
-    kernel: tuple[int, ...]
+    box: Box
     plan: Any
     packing: tuple | None
 
@@ -342,10 +342,8 @@ def _find_live(g, dtype_char, algorithm, isa) -> _Live | None:
     first, live = g.live
     if live.kernel == g.kernel:
         return None
-    box = tuple([slice(a, a + n) for a, n in zip(first, live.kernel, strict=True)])
-    taps = tuple(np.arange(math.prod(g.kernel)).reshape(g.kernel)[box].ravel().tolist())
     plan = algorithms.conv_plan(live, dtype_char, algorithm, _kernels.ISAS[isa])
-    return _Live(taps, live.kernel[-g.ndim :], plan, _kernels.packing(plan, False))
+    return _Live(Box(g.kernel, first, live.kernel[-g.ndim :]), plan, _kernels.packing(plan, False))
 
 
 def _planned(function, g, dtype_char, algorithm, isa) -> tuple[Any, tuple | None, tuple | None]:
@@ -357,8 +355,8 @@ def _planned(function, g, dtype_char, algorithm, isa) -> tuple[Any, tuple | None
 def _with_live_taps(call: _ConvCall, weight: NDArray, packed: PackedWeight | None) -> tuple:
     """Return plan, packing, weights and their snapshot, if any, for the output: by the live taps where that serves."""
     if call.live is not None:
-        taps, kernel, plan, packing = call.live
-        live = live_taps(weight, taps, kernel) if packed is None else packed.live(taps, kernel)
+        box, plan, packing = call.live
+        live = live_taps(weight, box) if packed is None else packed.live(box)
         if live is not None:
             return plan, packing, *((live, None) if packed is None else (live.raw, live))
     return call.plan, call.output_packing, weight, packed

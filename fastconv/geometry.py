@@ -75,12 +75,8 @@ class ConvGeometry:
     def flattened(self) -> ConvGeometry:
         """The same on images whose rows are planes, where the filters of volumes are lines across these."""
         none = (0, 0)
-        if (
-            self.kernel[0] == 1
-            or self.kernel[1:] != (1, 1)
-            or self.stride[1:] != (1, 1)
-            or self.pad[1:] != (none, none)
-        ):
+        pixels = self.kernel[1:] == self.stride[1:] == (1, 1) and self.pad[1:] == (none, none)
+        if self.kernel[0] == 1 or not pixels or self.in_size[1:] != self.out_size[1:]:
             return self
         (d, h, w), (out_d, _, _) = self.in_size, self.out_size
         return replace(
@@ -135,10 +131,9 @@ class ConvGeometry:
 
         The others only ever meet padding: eight of nine on an image of one pixel, or where the dilation is its size.
         """
-        first, kernel, pad = zip(
-            *map(_live, self.in_size, self.out_size, self.kernel, self.stride, self.dilation, self.pad), strict=True
-        )
-        return first, replace(self, kernel=kernel, pad=pad)
+        of = self.in_size, self.out_size, self.kernel, self.stride, self.dilation, self.pad
+        first, kernel, dilation, pad = zip(*map(_live, *of), strict=True)
+        return first, replace(self, kernel=kernel, dilation=dilation, pad=pad)
 
     @property
     def macs(self) -> int:
@@ -163,13 +158,20 @@ class ConvGeometry:
 
 def _live(
     size: int, out: int, kernel: int, stride: int, dilation: int, pad: tuple[int, int]
-) -> tuple[int, int, tuple[int, int]]:
-    """Return the first live tap of a dimension, how many there are up to the last, and the padding left to them."""
+) -> tuple[int, int, int, tuple[int, int]]:
+    """Return the first live tap of a dimension, how many there are up to the last, their dilation and padding.
+
+    Tap k meets size elements from ``k * dilation - before`` on, a stride apart; with a stride past the size more count
+    as live than are.
+    """
     before, after = pad
-    starts = ((k, max(0, -((k * dilation - before) // stride))) for k in range(kernel))  # the output that has it inside
-    live = [k for k, o in starts if o < out and o * stride + k * dilation - before < size] or [0, kernel - 1]
-    first, last = min(live[0], before // dilation), max(live[-1], kernel - 1 - after // dilation)
-    return first, last + 1 - first, (before - first * dilation, after - (kernel - 1 - last) * dilation)
+    first = max(0, -(((out - 1) * stride - before) // dilation))
+    last = min(kernel - 1, (size - 1 + before) // dilation)
+    if first > last:
+        first, last = 0, kernel - 1
+    first, last = min(first, before // dilation), max(last, kernel - 1 - after // dilation)
+    rest = before - first * dilation, after - (kernel - 1 - last) * dilation
+    return first, last + 1 - first, dilation if last > first else 1, rest
 
 
 @dataclass(frozen=True, slots=True)

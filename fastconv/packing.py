@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -14,13 +14,21 @@ __all__ = ["PackedWeight"]
 _KEPT = 8  # forms; one more starts anew
 
 
-def live_taps(weight: NDArray, taps: tuple[int, ...], kernel: tuple[int, ...]) -> NDArray | None:
-    """Return filters of shape `kernel` from some taps of each filter, where the others do no more than meet padding.
+class Box(NamedTuple):
+    """Taps of filters that do more than meet padding."""
 
-    None where a weight may be no finite number: it makes NaN of the padding's zeros.
+    kernel: tuple[int, int, int]  # of all taps
+    start: tuple[int, int, int]
+    shape: tuple[int, ...]  # spatial, of those in the box
+
+
+def live_taps(weight: NDArray, box: Box) -> NDArray | None:
+    """Return the taps in a box.
+
+    None where a weight may be no finite number, which makes NaN of the zeros of padding.
     """
-    live = _kernels.empty((*weight.shape[:2], *kernel), weight.dtype.char)
-    return live if _kernels.live_taps(weight, taps, live) else None
+    live = _kernels.empty((*weight.shape[:2], *box.shape), weight.dtype.char)
+    return live if _kernels.live_taps(weight, box.kernel, box.start, live) else None
 
 
 class PackedWeight:
@@ -47,7 +55,7 @@ class PackedWeight:
         weight.flags.writeable = False
         self._raw = weight[...]  # a view, which nobody can make writeable
         self._forms: dict[tuple, _kernels.Panels] = {}
-        self._live: dict[tuple, PackedWeight | None] = {}
+        self._live: dict[Box, PackedWeight | None] = {}
 
     @property
     def raw(self) -> NDArray:
@@ -94,15 +102,16 @@ class PackedWeight:
     def __deepcopy__(self, memo: Any) -> PackedWeight:
         return self
 
-    def live(self, taps: tuple[int, ...], kernel: tuple[int, ...]) -> PackedWeight | None:
+    def live(self, box: Box) -> PackedWeight | None:
         """Return `live_taps` of the weights, with forms of their own."""
-        key = taps, kernel
-        if key not in self._live:
-            live = live_taps(self._raw, *key)
-            if len(self._live) >= _KEPT:
-                self._live = {}
-            self._live[key] = None if live is None else PackedWeight(live)
-        return self._live[key]
+        if (known := self._live.get(box, self)) is not self:
+            return known
+        taps = live_taps(self._raw, box)
+        live = None if taps is None else PackedWeight(taps)
+        if len(self._live) >= _KEPT:
+            self._live = {}
+        self._live[box] = live
+        return live
 
     def form(self, plan: _kernels.ConvPlan, key: tuple | None, gradient: bool) -> _kernels.Panels | None:
         """Return the packed weights for a pass of a plan, `key` being its `packing`: None where that is.

@@ -17,9 +17,9 @@ Contents
 
 Arrays arrive validated, C-contiguous and of one type (``functional.py`` sees to that), whatever their number of
 dimensions, and are taken by NumPy's macros (typed memoryviews of four dimensions cost 0.7 us of a call's 2.5):
-a driver turns their memory into a job - a struct of pointers and sizes - and runs its tasks.  Which task
-computes what depends on the geometry alone and every task sums in a fixed order, so results are bitwise equal for any
-number of threads.
+a driver turns their memory into a job - a struct of pointers and sizes - and runs its tasks.  Every
+element is summed in an order that depends on the geometry alone, so results are bitwise equal for any number of
+threads.
 """
 from cython.parallel cimport parallel, threadid
 from libc.stddef cimport ptrdiff_t

@@ -27,8 +27,8 @@ cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weig
 def packing(ConvPlan plan not None, bint gradient):
     """(pass, algorithm, ISA, what else distinguishes its packed weights from others of the same weights).
 
-    None where weights are read as they are, by dot products and depthwise, and where Winograd uses each of many filters
-    once: transformed they would be four times the memory traffic.
+    None where weights are read as they are, by products of a few rows and depthwise, and where Winograd uses each of
+    many filters once: transformed they would be four times the memory traffic.
     """
     cdef fc_plane plane
     cdef WinogradJob tiles
@@ -37,7 +37,9 @@ def packing(ConvPlan plan not None, bint gradient):
     name, isa = "input_gradient" if gradient else "output", plan.k.isa.decode()
     if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
         tiles = winograd_filters(plan, gradient, NULL)
-        return None if tiles.used_once and tiles.u_size > MAX_PACKED else (name, "winograd", isa, plan.groups)
+        if tiles.used_once and tiles.u_size > MAX_PACKED:
+            return None
+        return name, "winograd", isa, plan.groups, tiles.w.m
     if plan.im2col[gradient]:
         product = im2col_product(plan, gradient, NULL)
         return None if has_few_rows(&product) else (name, "im2col", isa, plan.groups)
@@ -47,7 +49,7 @@ def packing(ConvPlan plan not None, bint gradient):
     key = name, "direct" if direct else "gemm", isa, plan.groups
     if gradient:  # which taps a residue of the stride has
         for i in range(3):
-            key += plan.stride[i], plan.dilation[i], plan.pad[i], min(plan.in_[i], plan.stride[i])
+            key += plan.kernel[i], plan.stride[i], plan.dilation[i], plan.pad[i], min(plan.in_[i], plan.stride[i])
     return key
 
 
@@ -105,27 +107,34 @@ cdef void live_taps_task(void *job_, ptrdiff_t task, char *scratch) noexcept nog
     j.k.gather_window(filters, j.taps, j.live, j.at, weight, j.out + first * j.live * j.es)
 
 
-def live_taps(ndarray weight not None, tuple taps not None, ndarray out not None):
-    """out[oc][ic] = weight[oc][ic][taps]; returns whether all weights are finite.
+def live_taps(ndarray weight not None, kernel, start, ndarray out not None):
+    """out[oc][ic] = the taps of weight[oc][ic] from `start` on; returns whether all weights are finite.
 
     As far as their sum tells: where that of finite weights is not, no more is lost than time.
     """
     cdef TapsJob j
-    cdef ptrdiff_t i, tasks
+    cdef ptrdiff_t i = 0, tasks, d, h, w
+    cdef ptrdiff_t[3] size, first, count
     cdef double total = 0
+    for d in range(3):
+        size[d], first[d] = kernel[d], start[d]
+        count[d] = out.shape[out.ndim - 3 + d] if out.ndim > 4 - d else 1
     j.es = PyArray_ITEMSIZE(weight)
     j.k = fc_tables(fc_get_isa())[j.es == 8]
-    j.filters, j.live = weight.shape[0] * weight.shape[1], len(taps)
-    j.taps = PyArray_SIZE(weight) // j.filters
+    j.filters, j.live = weight.shape[0] * weight.shape[1], count[0] * count[1] * count[2]
+    j.taps = size[0] * size[1] * size[2]
     j.weight, j.out = read(weight, j.es, j.filters * j.taps), written(out, j.es, j.filters * j.live)
     tasks = ceil_div(j.filters, max(<ptrdiff_t>1, TASK_WEIGHTS // j.taps))
     cdef int threads = threads_for(8.0 * j.filters * j.taps)
     cdef size_t table = aligned(j.live * sizeof(ptrdiff_t))
     cdef Arena arena = lease(table + aligned(tasks * j.es))
     j.at, j.sums = <ptrdiff_t *>arena.memory, <char *>arena.memory + table
-    for i in range(j.live):
-        j.at[i] = taps[i]
     with nogil:
+        for d in range(first[0], first[0] + count[0]):
+            for h in range(first[1], first[1] + count[1]):
+                for w in range(first[2], first[2] + count[2]):
+                    j.at[i] = (d * size[1] + h) * size[2] + w
+                    i += 1
         run_tasks(live_taps_task, &j, tasks, threads, NULL, 0)
         for i in range(tasks):
             total += (<double *>j.sums)[i] if j.es == 8 else (<float *>j.sums)[i]

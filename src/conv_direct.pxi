@@ -1,4 +1,4 @@
-"""Direct convolution of few channels, 1-D and 2-D: depthwise, small groups, the first layer of a network.
+"""Direct convolution of few channels, of images: depthwise, small groups, the first layer of a network.
 
 Output and input gradient are sweeps (micro.h) as in conv_gemm.pxi and share its packed weights; what differs is that
 pixels are not packed.  A task owns some output rows of one image and group:

@@ -38,7 +38,7 @@ cdef struct Blocking:
 
 cdef struct Winograd:
     ptrdiff_t r, m  # filters r x r, tiles m x m; r is 0 where the pass is computed otherwise
-    ptrdiff_t axis  # 0, or that of a filter along a line: 1, of a column, or 2, of a row
+    ptrdiff_t axis  # 0, or that of a filter along a line: 1, a column, 2, a row, or 3, a row's residues side by side
     ptrdiff_t planes, tiles_h, tiles_w  # of a patch; along a line, and lines
     ptrdiff_t block_patches, task_patches
 

@@ -53,7 +53,7 @@ cdef struct WinogradJob:
     ptrdiff_t high, wide, reach_h, reach_w  # outputs of a patch along h and w; how many more inputs
     fc_tiles in_tiles, out_tiles
     ptrdiff_t in_d, in_h, in_w, out_d, out_h, out_w, pad_d, pad_h, pad_w
-    ptrdiff_t[2] dilation
+    ptrdiff_t[2] dilation, residues  # of which there are no more than outputs
     ptrdiff_t tiles, patch_tiles, v_tiles, planes_in  # of a plane of a patch, of a patch, of it in V; planes of V
     ptrdiff_t patches_d, patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
     ptrdiff_t chunk  # channels a task of phase 1
@@ -124,8 +124,8 @@ cdef void filters_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
 cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image *image, ptrdiff_t *n,
                                 ptrdiff_t *d) noexcept nogil:
     """Image, plane and first output pixel of a patch; the residues of a dilation are neighbouring patches."""
-    cdef ptrdiff_t w = patch % j.dilation[1], rest = patch // j.dilation[1], h = rest % j.dilation[0]
-    rest //= j.dilation[0]
+    cdef ptrdiff_t w = patch % j.residues[1], rest = patch // j.residues[1], h = rest % j.residues[0]
+    rest //= j.residues[0]
     image.row = h + rest // j.patches_w % j.patches_h * j.high * j.dilation[0]
     image.col = w + rest % j.patches_w * j.wide * j.dilation[1]
     image.step[0], image.step[1] = j.dilation[0], j.dilation[1]
@@ -267,7 +267,8 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.patches_d = ceil_div(j.out_d, j.w.planes)
     j.patches_h = ceil_div(ceil_div(j.out_h, j.dilation[0]), j.high)
     j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.wide)
-    j.patches = j.n * j.patches_d * j.dilation[0] * j.dilation[1] * j.patches_h * j.patches_w
+    j.residues[0], j.residues[1] = min(j.dilation[0], j.out_h), min(j.dilation[1], j.out_w)
+    j.patches = j.n * j.patches_d * j.residues[0] * j.residues[1] * j.patches_h * j.patches_w
     j.w.block_patches = min(j.w.block_patches, j.patches)
     j.v_stride, j.v_channel = whole_lanes(j, j.channels), 1
     j.v_plane = odd_lines(j.w.block_patches * j.v_tiles * j.v_stride, j.es)
@@ -346,11 +347,11 @@ cdef void set_extents(WinogradJob *j, ConvPlan plan, const ptrdiff_t *in_, const
     j.taps, j.filter = plan.kernel[0], <int>(plan.kernel[1] * plan.kernel[2])
     j.flat = j.filter <= j.w.r
     j.whole = j.w.r if j.flat else j.w.r * j.w.r
-    j.dilation[0] = 1 if j.w.axis == 2 else plan.dilation[1]
+    j.dilation[0] = 1 if j.w.axis > 1 else plan.dilation[1]
     j.dilation[1] = 1 if j.w.axis == 1 else plan.dilation[2]
     j.abreast = 1
-    if j.w.axis == 2 and j.w.tiles_w == plan.dilation[2]:
-        j.abreast, j.dilation[1] = plan.dilation[2], 1
+    if j.w.axis == 3:
+        j.w.axis, j.abreast, j.dilation[1] = 2, plan.dilation[2], 1
 
 
 cdef WinogradJob winograd_output(ConvPlan plan, const char *weight, char *packed) noexcept:

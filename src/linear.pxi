@@ -164,9 +164,17 @@ cdef void lines_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: a block of columns of C."""
     cdef ProductJob *j = <ProductJob *>job_
     cdef ptrdiff_t col0 = task * j.cols, cols = min(j.cols, j.n - col0), i
-    for i in range(j.m):
-        memset(j.c + (i * j.ldc + col0) * j.es, 0, cols * j.es)
-    j.k.gemm_few(j.depth, j.a, j.a_row, j.a_step, j.m, j.b + col0 * j.es, j.b_step, cols, j.c + col0 * j.es, j.ldc)
+    cdef ptrdiff_t k0 = 0, stride = j.ldc
+    cdef char *sums = j.c + col0 * j.es
+    while k0 < j.depth or k0 == 0:
+        for i in range(j.m):
+            memset(sums + i * stride * j.es, 0, cols * j.es)
+        j.k.gemm_few(min(<ptrdiff_t>DEPTH, j.depth - k0), j.a + k0 * j.a_step * j.es, j.a_row, j.a_step, j.m,
+                     j.b + (col0 + k0 * j.b_step) * j.es, j.b_step, cols, sums, stride)
+        for i in range(j.m if k0 > 0 else 0):
+            j.k.add(cols, sums + i * stride * j.es, j.c + (i * j.ldc + col0) * j.es)
+        k0 += DEPTH
+        sums, stride = scratch, cols
     finish_columns(j, col0, cols)
 
 
@@ -207,13 +215,17 @@ cdef int run_product(ProductJob *j, char *panels) except -1:
     cdef int threads = threads_for(2.0 * j.m * j.n * j.depth)
     if j.m == 0 or j.n == 0:
         return 0
+    cdef Arena arena
     if has_few_rows(j):
+        j.cols = split(j.n, min(LINE // <ptrdiff_t>j.es, ceil_div(j.n, threads)), j.k.lanes)
+        scratch = aligned(j.m * j.cols * j.es)
+        arena = lease(threads * scratch)
         with nogil:
             if j.b_step == 1:
                 run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
             else:
-                j.cols = split(j.n, min(LINE // <ptrdiff_t>j.es, ceil_div(j.n, threads)), j.k.lanes)
-                run_flushed(lines_task, j, ceil_div(j.n, j.cols), threads, NULL, 0)
+                run_flushed(lines_task, j, ceil_div(j.n, j.cols), threads, <char *>arena.memory, scratch)
+        release(arena)
         return 0
     plan_product(j)
     together, tasks = j.slices, ceil_div(j.m, j.rows)
@@ -223,7 +235,7 @@ cdef int run_product(ProductJob *j, char *panels) except -1:
     tasks *= ceil_div(j.n, j.cols)
     j.b_size = 0 if shared or panels != NULL else aligned(j.kc * j.cols * j.es)
     scratch = j.b_size + aligned(j.kc * j.k.mr * j.es)
-    cdef Arena arena = lease(shared + threads * scratch)
+    arena = lease(shared + threads * scratch)
     cdef char *memory = <char *>arena.memory
     j.packed = memory if shared else panels
     with nogil:

@@ -77,7 +77,11 @@ def test_every_round_begins_with_another_library():
     assert gauged == [7.0] * 3
 
 
-@pytest.mark.parametrize("name", [FastConv.name, NumPy.name, *PEERS])
+def marked(name):
+    return pytest.param(name, marks=pytest.mark.torch) if name.startswith("torch") else name
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in (FastConv.name, NumPy.name, *PEERS)])
 @pytest.mark.filterwarnings("default")  # what other libraries warn of at import is their affair
 def test_every_library_computes_every_operator(name):
     try:

@@ -251,6 +251,7 @@ def test_taps_that_meet_only_padding_are_left_out(before, after):
         assert set(live) <= set(kept) <= set(range(kernel))
         assert rest.pad[2] == (before - first[2] * dilation, after - (kernel - 1 - kept[-1]) * dilation)
         assert min(rest.pad[2]) >= 0
-        assert dataclasses.replace(rest, kernel=g.kernel, pad=g.pad) == g
+        assert dataclasses.replace(rest, kernel=g.kernel, dilation=g.dilation, pad=g.pad) == g
+        assert rest.dilation[2] == (g.dilation[2] if len(kept) > 1 else 1)
         some += len(kept) < kernel
     assert (some > 0) == (before + after > 1)

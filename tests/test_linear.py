@@ -18,6 +18,7 @@ CASES = [
     ((3,), 1031, 67, "few rows, in_features past several slices"),
     ((4,), 1100, 1000, "most rows of dot products where weights are large"),
     ((5,), 1100, 1000, "one row more, weights large"),
+    ((1000,), 33, 3, "few out_features, rows past several slices"),
     ((2,), 4201, 19, "few rows, in_features past what a task adds up"),
     ((15,), 33, 17, "rows one short of a vector"),
     ((17,), 33, 17, "rows one past a vector"),

@@ -42,6 +42,8 @@ CASES = [
     ((1, 1, 35, 35, 35), (1, 1, 32, 32, 32), {}, "3-D, few pixels of many taps"),
     ((1, 1, 8, 8), (2**17, 1, 1, 1), {}, "few pixels of many filters"),
     ((1, 4096, 28, 28), (2, 4096, 3, 3), {"padding": 1}, "many channels"),
+    ((2, 512, 1536), (512, 512, 6), {"padding": 320, "dilation": 128}, "signals, dilated"),
+    ((1, 4096, 300), (1, 4096, 6), {"padding": 40, "dilation": 16}, "signals of many channels"),
 ]
 MASKS = [(True, False, False), (False, True, True), (True, True, True)]
 MIB = 2**20

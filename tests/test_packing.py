@@ -90,6 +90,24 @@ def test_winograd_gives_way_to_gemm(value, isa):
         assert_same_bits(passes(x, packed, algorithm="winograd"), passes(x, weight, algorithm="winograd"))
 
 
+def test_one_for_images_of_all_sizes(isa, dtype):
+    weight = drawn(35, 20, 3, 3, dtype=dtype)
+    packed = fastconv.pack_weight(weight, (2, 20, 14, 14), padding=1, algorithm="winograd")
+    for size in (14, 9, 6, 8, 1, 13, 5):
+        x = drawn(2, 20, size, size, dtype=dtype)
+        for algorithm in ("winograd", "auto"):
+            options = {"padding": 1, "algorithm": algorithm}
+            assert_same_bits(passes(x, packed, **options), passes(x, weight, **options))
+
+
+def test_one_for_all_strides_of_volumes(dtype):
+    weight, x = drawn(8, 6, 3, 1, 1, dtype=dtype), drawn(1, 6, 9, 8, 8, dtype=dtype)
+    packed = fastconv.pack_weight(weight, x.shape)
+    for stride in ((2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 1)):
+        options = {"stride": stride, "algorithm": "gemm"}
+        assert_same_bits(passes(x, packed, **options), passes(x, weight, **options))
+
+
 def test_a_weight_that_meets_only_padding_and_is_not_finite(dtype):
     x, weight = drawn(2, 6, 1, 1, dtype=dtype), drawn(5, 6, 3, 3, dtype=dtype)
     weight[2, 3, 0, 0], weight[4, 3, 2, 2] = np.inf, np.nan
