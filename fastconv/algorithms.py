@@ -252,7 +252,10 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     patch_tiles, task_tiles = (256, 6 * TASK_TILES) if flat else (32, TASK_TILES)
     widest = {0: 16, 1: 128 if flat else 16, 2: 4}[axis]
     tile_bytes = points * channels * tile.item
-    most = max(1, MAX_TRANSFORMED // tile_bytes)  # tiles of a patch
+    room = MAX_TRANSFORMED
+    if name == "weight_gradient":  # the sums, too, have whole vectors
+        room = max(room // 4, room - points * g.kernel[0] * ic * (oc - g.oc // g.groups) * tile.item // 2)
+    most = max(1, room // tile_bytes)  # tiles of a patch
     patch_w = _split(tiles_w, min(widest, most), 1)
     residues = winograd_residues(g, size)
     if axis == 2 and 1 < g.dilation[2] <= min(ABREAST, most):  # neighbours in memory: side by side in a patch

@@ -36,6 +36,7 @@ cdef enum:
     CHANNELS = 64  # a task of the transforms, whole vectors
     SUMMED = 128  # products, at most, that are summed in registers; for 5x5 filters, which round more, half as many
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
+    MAX_PADDED = 8 << 20  # and that may lie beyond the memory rule's six times the weights, where rows are few
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
 
@@ -70,7 +71,7 @@ cdef struct WinogradJob:
     int activation
     double slope
     bint accumulate
-    bint used_once  # each filter, by one task, which sums a chunk of channels at a time: packed or not, the same bits
+    bint used_once  # each filter, by one task; or kept by none. A chunk of channels is summed at a time, packed or not
     bint fused  # filters (or sums) of a task are transformed in its scratch
     int finite
     char *packed  # U of all groups; NULL: not yet
@@ -282,7 +283,9 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
 cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
     """Whether filters are transformed by the task that uses them, and where they lie."""
     plan_patches(j)
-    j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches)
+    cdef ptrdiff_t u = j.points * ceil_div(j.rows, j.k.nr) * j.k.nr * j.taps * j.channels * j.es
+    cdef ptrdiff_t weights = j.groups * j.rows * j.taps * j.filter * j.channels * j.es
+    j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches) or u > MAX_PADDED + 6 * weights
     j.fused = j.used_once and not packed
     j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused
                            else ceil_div(j.rows, j.k.nr) * j.taps * j.channels) * j.k.nr, j.es)
