@@ -19,7 +19,7 @@ VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64}
 REAL_BYTES = {"f32": 4, "f64": 8}
 STEPS = {"generic": 1, "avx2": 2, "avx512": 2}  # of k at a time
 
-NAME = r"fc_(f32|f64)_gemm(?!_panels|_few)\w*?_(\d+)x(\d+)\w*?__(\w+)[\w.]*"  # gemm_panels calls gemm, gemm_few has C in L1
+NAME = r"fc_(f32|f64)_gemm(?!_panels|_few)\w*?_(\d+)x(\d+)\w*?__(\w+)[\w.]*"  # _panels calls gemm, _few has C in L1
 FUNCTION = re.compile(rf"^[0-9a-f]+ <_?({NAME})>:\n((?:.+\n?)*)", re.MULTILINE)
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.+)$", re.MULTILINE)
 JUMP = re.compile(r"j\w+\s+([0-9a-f]+)\b")
