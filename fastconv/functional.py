@@ -343,7 +343,7 @@ def _find_live(g, dtype_char, algorithm, isa) -> _Live | None:
     if live.kernel == g.kernel:
         return None
     plan = algorithms.conv_plan(live, dtype_char, algorithm, _kernels.ISAS[isa])
-    return _Live(Box(g.kernel, first, live.kernel[-g.ndim :]), plan, _kernels.packing(plan, False))
+    return _Live(Box(first, live.kernel[-g.ndim :]), plan, _kernels.packing(plan, False))
 
 
 def _planned(function, g, dtype_char, algorithm, isa) -> tuple[Any, tuple | None, tuple | None]:

@@ -17,9 +17,8 @@ _KEPT = 8  # forms; one more starts anew
 class Box(NamedTuple):
     """Taps of filters that do more than meet padding."""
 
-    kernel: tuple[int, int, int]  # of all taps
     start: tuple[int, int, int]
-    shape: tuple[int, ...]  # spatial, of those in the box
+    shape: tuple[int, ...]  # spatial
 
 
 def live_taps(weight: NDArray, box: Box) -> NDArray | None:
@@ -28,7 +27,7 @@ def live_taps(weight: NDArray, box: Box) -> NDArray | None:
     None where a weight may be no finite number, which makes NaN of the zeros of padding.
     """
     live = _kernels.empty((*weight.shape[:2], *box.shape), weight.dtype.char)
-    return live if _kernels.live_taps(weight, box.kernel, box.start, live) else None
+    return live if _kernels.live_taps(weight, box.start, live) else None
 
 
 class PackedWeight:

@@ -107,7 +107,7 @@ cdef void live_taps_task(void *job_, ptrdiff_t task, char *scratch) noexcept nog
     j.k.gather_window(filters, j.taps, j.live, j.at, weight, j.out + first * j.live * j.es)
 
 
-def live_taps(ndarray weight not None, kernel, start, ndarray out not None):
+def live_taps(ndarray weight not None, start, ndarray out not None):
     """out[oc][ic] = the taps of weight[oc][ic] from `start` on; returns whether all weights are finite.
 
     As far as their sum tells: where that of finite weights is not, no more is lost than time.
@@ -117,8 +117,9 @@ def live_taps(ndarray weight not None, kernel, start, ndarray out not None):
     cdef ptrdiff_t[3] size, first, count
     cdef double total = 0
     for d in range(3):
-        size[d], first[d] = kernel[d], start[d]
-        count[d] = out.shape[out.ndim - 3 + d] if out.ndim > 4 - d else 1
+        first[d], size[d], count[d] = start[d], 1, 1
+        if weight.ndim > 4 - d:
+            size[d], count[d] = weight.shape[weight.ndim - 3 + d], out.shape[weight.ndim - 3 + d]
     j.es = PyArray_ITEMSIZE(weight)
     j.k = fc_tables(fc_get_isa())[j.es == 8]
     j.filters, j.live = weight.shape[0] * weight.shape[1], count[0] * count[1] * count[2]

@@ -216,15 +216,16 @@ cdef int run_product(ProductJob *j, char *panels) except -1:
     if j.m == 0 or j.n == 0:
         return 0
     cdef Arena arena
+    if has_few_rows(j) and j.b_step == 1:
+        with nogil:
+            run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
+        return 0
     if has_few_rows(j):
         j.cols = split(j.n, min(LINE // <ptrdiff_t>j.es, ceil_div(j.n, threads)), j.k.lanes)
         scratch = aligned(j.m * j.cols * j.es)
         arena = lease(threads * scratch)
         with nogil:
-            if j.b_step == 1:
-                run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
-            else:
-                run_flushed(lines_task, j, ceil_div(j.n, j.cols), threads, <char *>arena.memory, scratch)
+            run_flushed(lines_task, j, ceil_div(j.n, j.cols), threads, <char *>arena.memory, scratch)
         release(arena)
         return 0
     plan_product(j)

@@ -505,8 +505,8 @@ FC_INLINE int gradient_filter_columns(const int points, const int r, const REAL 
     return all_finite(check);
 }
 
-/* Weight gradients r x r, or the first `taps` of them or of a column of r, of `lanes` output channels and `count` input channels from their
- * sums.  Returns whether all are finite. */
+/* Weight gradients r x r, or the first `taps` of them or of a column of r, of `lanes` output channels and `count` input
+ * channels from their sums.  Returns whether all are finite. */
 static int FC_KERNEL(winograd_weights)(int points, int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride,
                                        ptrdiff_t count, int taps, int lanes, void *w, ptrdiff_t row_stride,
                                        ptrdiff_t channel_stride) {
