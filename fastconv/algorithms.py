@@ -11,7 +11,8 @@ Costs are cycles of one core on data in cache, counted in vector operations:
               + LINE_WEIGHT * K * M              weights, a row at a time
               + COPY * input / lanes             rows, padded; times SHARED / tasks where these are too few for threads
     im2col    mp * k * n' / lanes / 2            of each product (m, n, k), its lanes columns; an output's times NARROW
-              + OPERAND * k * n                             columns are packed
+              + OPERAND * k * n                             columns are packed; of few rows (m), instead of both:
+              or m * k * n / lanes + READ * k * n           columns are read as they lie
               + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
               + P / 36 * tiles * (IN * C + OUT * M) / lanes        transforms; along a line times LINE or COLUMN
@@ -59,7 +60,7 @@ TRANSPOSE, WEIGHT_COPY = 5.0, 2.0
 IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
 LINE, COLUMN, LEAST_COLUMN = 1.4, 1.9, 14
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
-OPERAND, UNFOLD, STORE = 1.0, 2.0, 2.0
+OPERAND, UNFOLD, STORE, READ = 1.0, 2.0, 2.0, 0.1
 NARROW = 1.4  # of an im2col output's products: measured against sweeps that find their weights packed
 SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without which threads would have none
 
@@ -316,6 +317,8 @@ def im2col_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
     moved = 0 if g.full else UNFOLD * pixels * terms
     if math.prod(g.out_size) > 1:
         moved += STORE * pixels * g.oc
+    if _kernels.reads_in_place(m, n, k, tile.item, name == "output"):
+        return (m / tile.lanes + READ) * k * n + moved
     products = _whole(m, tile.mr) * k * math.ceil(n / tile.lanes) / 2
     return products * (NARROW if name == "output" else 1) + OPERAND * k * n + moved
 
@@ -431,7 +434,8 @@ def conv_plan(g: ConvGeometry, type_char: str, algorithm: str, isa: str) -> _ker
     """Return the compiled plan of a convolution's three passes."""
     g = g.flattened
     tile = register_tile(type_char, isa)
-    passes = [conv_passes(g, algorithm, tile)[name] for name in PASSES]
+    by_name = conv_passes(g, algorithm, tile)
+    passes = [by_name[name] for name in PASSES]
     output, gradient = _sweeps(g)
     in_size, out_size = g.in_size, g.out_size
     if g.pointwise and passes[0].algorithm in ("gemm", "im2col"):

@@ -94,7 +94,7 @@ cdef struct TapsJob:
 
 
 cdef enum:
-    TASK_WEIGHTS = 1 << 14
+    TASK_WEIGHTS = 1 << 12
 
 
 cdef void live_taps_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:

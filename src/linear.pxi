@@ -141,6 +141,13 @@ cdef bint has_few_rows(const ProductJob *j) noexcept nogil:
     return j.a_step == 1 and j.m <= (MORE_ROWS if j.n * j.depth * <ptrdiff_t>j.es <= KEPT_B else FEW_ROWS)
 
 
+def reads_in_place(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t depth, ptrdiff_t itemsize, bint along):
+    """Whether a product C[rows][cols] reads its second operand as it lies, along K or across it, and packs nothing."""
+    cdef ProductJob j
+    j.m, j.n, j.depth, j.es, j.a_step, j.b_step = rows, cols, depth, itemsize, 1, 1 if along else cols
+    return has_few_rows(&j)
+
+
 cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: DOT_COLS columns of C."""
     cdef ProductJob *j = <ProductJob *>job_

@@ -248,29 +248,54 @@ FC_INLINE vec vec_compress(vec v, uint32_t bits) {
 #endif
 
 #define vec_even FC_LOCAL(vec_even)
-FC_INLINE vec vec_even(vec a, vec b) { return FC_SHUFFLE(a, b, FC_EVEN); }
 #define vec_odd FC_LOCAL(vec_odd)
-FC_INLINE vec vec_odd(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ODD); }
 #define vec_zip_lo FC_LOCAL(vec_zip_lo)
-FC_INLINE vec vec_zip_lo(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_LO); }
 #define vec_zip_hi FC_LOCAL(vec_zip_hi)
+#if FC_VEC_BYTES == 32
+/* In two steps: a shuffle across the halves of a vector that is not a whole half's move takes two instructions and twice
+ * as long as one inside them. */
+#if FC_LANES == 8
+#define FC_HALF_LO 0, 1, 2, 3, 8, 9, 10, 11
+#define FC_HALF_HI 4, 5, 6, 7, 12, 13, 14, 15
+#define FC_HALVES_EVEN 0, 2, 8, 10, 4, 6, 12, 14
+#define FC_HALVES_ODD 1, 3, 9, 11, 5, 7, 13, 15
+#define FC_PAIR_LO 0, 8, 1, 9, 4, 12, 5, 13
+#define FC_PAIR_HI 2, 10, 3, 11, 6, 14, 7, 15
+#else
+#define FC_HALF_LO 0, 1, 4, 5
+#define FC_HALF_HI 2, 3, 6, 7
+#define FC_HALVES_EVEN 0, 4, 2, 6
+#define FC_HALVES_ODD 1, 5, 3, 7
+#define FC_PAIR_LO 0, 4, 2, 6
+#define FC_PAIR_HI 1, 5, 3, 7
+#endif
+FC_INLINE vec vec_even(vec a, vec b) {
+    const vec lo = FC_SHUFFLE(a, b, FC_HALF_LO), hi = FC_SHUFFLE(a, b, FC_HALF_HI);
+    return FC_SHUFFLE(lo, hi, FC_HALVES_EVEN);
+}
+FC_INLINE vec vec_odd(vec a, vec b) {
+    const vec lo = FC_SHUFFLE(a, b, FC_HALF_LO), hi = FC_SHUFFLE(a, b, FC_HALF_HI);
+    return FC_SHUFFLE(lo, hi, FC_HALVES_ODD);
+}
+FC_INLINE vec vec_zip_lo(vec a, vec b) {
+    const vec lo = FC_SHUFFLE(a, b, FC_PAIR_LO), hi = FC_SHUFFLE(a, b, FC_PAIR_HI);
+    return FC_SHUFFLE(lo, hi, FC_HALF_LO);
+}
+FC_INLINE vec vec_zip_hi(vec a, vec b) {
+    const vec lo = FC_SHUFFLE(a, b, FC_PAIR_LO), hi = FC_SHUFFLE(a, b, FC_PAIR_HI);
+    return FC_SHUFFLE(lo, hi, FC_HALF_HI);
+}
+#else
+FC_INLINE vec vec_even(vec a, vec b) { return FC_SHUFFLE(a, b, FC_EVEN); }
+FC_INLINE vec vec_odd(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ODD); }
+FC_INLINE vec vec_zip_lo(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_LO); }
 FC_INLINE vec vec_zip_hi(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ZIP_HI); }
+#endif
 
 #define vec_transpose FC_LOCAL(vec_transpose)
 #if FC_VEC_BYTES == 32
 /* Transpose FC_LANES vectors: pairs, and with 32-bit lanes pairs of pairs, inside the halves of a vector, where shuffles
  * cost one cycle and no second instruction; then the halves. */
-#if FC_LANES == 8
-#define FC_PAIR_LO 0, 8, 1, 9, 4, 12, 5, 13
-#define FC_PAIR_HI 2, 10, 3, 11, 6, 14, 7, 15
-#define FC_HALF_LO 0, 1, 2, 3, 8, 9, 10, 11
-#define FC_HALF_HI 4, 5, 6, 7, 12, 13, 14, 15
-#else
-#define FC_PAIR_LO 0, 4, 2, 6
-#define FC_PAIR_HI 1, 5, 3, 7
-#define FC_HALF_LO 0, 1, 4, 5
-#define FC_HALF_HI 2, 3, 6, 7
-#endif
 FC_INLINE void vec_transpose(vec v[FC_LANES]) {
     vec t[FC_LANES];
     FC_UNROLL
