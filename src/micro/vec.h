@@ -285,6 +285,8 @@ FC_INLINE vec vec_zip_hi(vec a, vec b) {
     const vec lo = FC_SHUFFLE(a, b, FC_PAIR_LO), hi = FC_SHUFFLE(a, b, FC_PAIR_HI);
     return FC_SHUFFLE(lo, hi, FC_HALF_HI);
 }
+#undef FC_HALVES_EVEN
+#undef FC_HALVES_ODD
 #else
 FC_INLINE vec vec_even(vec a, vec b) { return FC_SHUFFLE(a, b, FC_EVEN); }
 FC_INLINE vec vec_odd(vec a, vec b) { return FC_SHUFFLE(a, b, FC_ODD); }

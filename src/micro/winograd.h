@@ -187,67 +187,72 @@ static void FC_KERNEL(store_patch)(const fc_image *y, const void *patch_, int ro
     }
 }
 
-#define input_columns FC_LOCAL(input_columns)
-FC_INLINE void input_columns(const int points, const fc_tiles *t, const REAL *patch, REAL *dst, ptrdiff_t plane,
-                             ptrdiff_t stride) {
-    for (int th = 0; th < t->tiles_h; th++)
-        for (int tw = 0; tw < t->tiles_w; tw++, dst += stride) {
-            vec d[FC_POINTS], v[FC_POINTS];
-            load_points(points, patch + (th * t->down + tw * t->across) * FC_LANES, t->row * FC_LANES, d);
-            tile_rows(points, d, v);
-            store_points(points, v, dst, plane);
-        }
+/* V = B^T d B of a tile, or B^T d of one column */
+#define transform_input FC_LOCAL(transform_input)
+FC_INLINE void transform_input(const int points, const int flat, const REAL *src, ptrdiff_t row, ptrdiff_t col, REAL *v,
+                               ptrdiff_t plane) {
+    vec t[FC_POINTS][FC_POINTS], d[FC_POINTS], c[FC_POINTS];
+    FC_UNROLL
+    for (int j = 0; j < (flat ? 1 : points); j++) {
+        load_points(points, src + j * col, row, d);
+        tile_rows(points, d, c);
+        FC_UNROLL
+        for (int i = 0; i < points; i++) t[i][j] = c[i];
+    }
+    if (flat) {
+        store_points(points, c, v, plane);
+        return;
+    }
+    FC_UNROLL
+    for (int i = 0; i < points; i++) {
+        tile_rows(points, t[i], c);
+        store_points(points, c, v + points * i * plane, plane);
+    }
 }
 
 #define input_tiles FC_LOCAL(input_tiles)
-FC_INLINE void input_tiles(const int points, const fc_tiles *tiles, const REAL *patch, REAL *dst, ptrdiff_t plane,
-                           ptrdiff_t stride) {
-    for (int th = 0; th < tiles->tiles_h; th++)
-        for (int tw = 0; tw < tiles->tiles_w; tw++, dst += stride) {
-            const REAL *src = patch + (th * tiles->down + tw * tiles->across) * FC_LANES;
-            vec t[FC_POINTS][FC_POINTS], d[FC_POINTS], v[FC_POINTS];
-            FC_UNROLL
-            for (int j = 0; j < points; j++) {
-                load_points(points, src + j * tiles->col * FC_LANES, tiles->row * FC_LANES, d);
-                tile_rows(points, d, v);
-                FC_UNROLL
-                for (int i = 0; i < points; i++) t[i][j] = v[i];
-            }
-            FC_UNROLL
-            for (int i = 0; i < points; i++) {
-                tile_rows(points, t[i], v);
-                store_points(points, v, dst + points * i * plane, plane);
-            }
-        }
+FC_INLINE void input_tiles(const int points, const int flat, const fc_tiles *t, const REAL *patch, REAL *v,
+                           ptrdiff_t plane, ptrdiff_t stride) {
+    for (int th = 0; th < t->tiles_h; th++)
+        for (int tw = 0; tw < t->tiles_w; tw++, v += stride)
+            transform_input(points, flat, patch + (th * t->down + tw * t->across) * FC_LANES, t->row * FC_LANES,
+                            t->col * FC_LANES, v, plane);
 }
 
-/* V = B^T d B of the tiles of a patch: v[point * plane + tile * stride + lane] */
+/* V of the tiles of a patch: v[point * plane + tile * stride + lane] */
 static void FC_KERNEL(winograd_input)(int points, const fc_tiles *t, const void *patch, void *v, ptrdiff_t plane,
                                       ptrdiff_t stride) {
     if (t->flat && points == 6)
-        input_columns(6, t, patch, v, plane, stride);
+        input_tiles(6, 1, t, patch, v, plane, stride);
     else if (t->flat)
-        input_columns(7, t, patch, v, plane, stride);
+        input_tiles(7, 1, t, patch, v, plane, stride);
     else if (points == 5)
-        input_tiles(5, t, patch, v, plane, stride);
+        input_tiles(5, 0, t, patch, v, plane, stride);
     else if (points == 6)
-        input_tiles(6, t, patch, v, plane, stride);
+        input_tiles(6, 0, t, patch, v, plane, stride);
     else
-        input_tiles(7, t, patch, v, plane, stride);
+        input_tiles(7, 0, t, patch, v, plane, stride);
 }
 
-/* U = G g G^T of an n x n array of vectors, `step` apart (-1: turned by 180 degrees): u[point * plane + lane] */
+/* U = G g G^T of an n x n array of vectors, or G g of a column of n, `step` apart (-1: turned by 180 degrees):
+ * u[point * plane + lane] */
 #define transform_kernel FC_LOCAL(transform_kernel)
-FC_INLINE void transform_kernel(const int points, const int n, const vec *g, const int step, REAL *u, ptrdiff_t plane) {
+FC_INLINE void transform_kernel(const int points, const int n, const int flat, const vec *g, const int step, REAL *u,
+                                ptrdiff_t plane) {
+    const int cols = flat ? 1 : n;
     vec t[FC_POINTS][FC_OUTPUTS], c[FC_POINTS];
     FC_UNROLL
-    for (int j = 0; j < n; j++) {
+    for (int j = 0; j < cols; j++) {
         vec column[FC_OUTPUTS];
         FC_UNROLL
-        for (int i = 0; i < n; i++) column[i] = g[(i * n + j) * step];
+        for (int i = 0; i < n; i++) column[i] = g[(i * cols + j) * step];
         evaluate(points, n, column, c);
         FC_UNROLL
         for (int i = 0; i < points; i++) t[i][j] = c[i];
+    }
+    if (flat) {
+        store_points(points, c, u, plane);
+        return;
     }
     FC_UNROLL
     for (int i = 0; i < points; i++) {
@@ -279,65 +284,54 @@ FC_INLINE void load_filters(const int count, const int taps, const REAL *w, ptrd
     }
 }
 
-/* Filters r x r of `lanes` rows (`row_stride` apart) and `count` channels (`channel_stride` apart), turned by 180
- * degrees if `flip`: u[point * plane + channel * nr + lane].  Channels that lie side by side are transposed together. */
+/* Filters r x r, or columns of r, of `lanes` rows (`row_stride` apart) and `count` channels (`channel_stride` apart),
+ * turned by 180 degrees if `flip`: u[point * plane + channel * nr + lane].  Channels that lie side by side are transposed
+ * together. */
 #define filters FC_LOCAL(filters)
-FC_INLINE void filters(const int points, const int r, const int taps, const REAL *w, ptrdiff_t row_stride,
-                       ptrdiff_t channel_stride, int lanes, ptrdiff_t count, const int flip, REAL *u, ptrdiff_t plane) {
-    const int first = flip ? r * r - 1 : 0, step = flip ? -1 : 1;
+FC_INLINE void filters(const int points, const int r, const int flat, const int taps, const REAL *w,
+                       ptrdiff_t row_stride, ptrdiff_t channel_stride, int lanes, ptrdiff_t count, const int flip,
+                       REAL *u, ptrdiff_t plane) {
+    const int elements = flat ? r : r * r, first = flip ? elements - 1 : 0, step = flip ? -1 : 1;
     vec g[FC_OUTPUTS * FC_OUTPUTS * FC_LANES];
     ptrdiff_t k = 0;
-    if (channel_stride == r * r && taps == r * r)
-        for (; k + FC_LANES <= count; k += FC_LANES, w += r * r * FC_LANES) {
-            for (int e = 0; e < r * r; e++)
+    if (channel_stride == elements && taps == elements)
+        for (; k + FC_LANES <= count; k += FC_LANES, w += elements * FC_LANES) {
+            for (int e = 0; e < elements; e++)
                 load_filters(FC_LANES, FC_LANES, w + e * FC_LANES, row_stride, lanes, g + e * FC_LANES);
             for (int c = 0; c < FC_LANES; c++, u += FC_NR)
-                transform_kernel(points, r, g + c * r * r + first, step, u, plane);
+                transform_kernel(points, r, flat, g + c * elements + first, step, u, plane);
         }
     for (; k < count; k++, w += channel_stride, u += FC_NR) {
-        load_filters(r * r, taps, w, row_stride, lanes, g);
-        transform_kernel(points, r, g + first, step, u, plane);
-    }
-}
-
-/* The same for columns of r */
-#define filter_columns FC_LOCAL(filter_columns)
-FC_INLINE void filter_columns(const int points, const int r, int taps, const REAL *w, ptrdiff_t row_stride,
-                              ptrdiff_t channel_stride, int lanes, ptrdiff_t count, int flip, REAL *u,
-                              ptrdiff_t plane) {
-    for (ptrdiff_t k = 0; k < count; k++, w += channel_stride, u += FC_NR) {
-        vec g[FC_OUTPUTS], turned[FC_OUTPUTS], c[FC_POINTS];
-        load_filters(r, taps, w, row_stride, lanes, g);
-        FC_UNROLL
-        for (int i = 0; i < r; i++) turned[i] = g[r - 1 - i];
-        evaluate(points, r, flip ? turned : g, c);
-        store_points(points, c, u, plane);
+        load_filters(elements, taps, w, row_stride, lanes, g);
+        transform_kernel(points, r, flat, g + first, step, u, plane);
     }
 }
 
 /* The first `taps` of r x r, or of a column of r where that is enough, are there; zeros follow. */
 static void FC_KERNEL(winograd_filters)(int points, const void *w, ptrdiff_t row_stride, ptrdiff_t channel_stride,
                                         int taps, int lanes, ptrdiff_t count, int flip, void *u, ptrdiff_t plane) {
-#define FC_FILTERS(points, r, taps, flip) \
-    filters(points, r, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane)
+#define FC_FILTERS(points, r, flat, taps) \
+    flip ? filters(points, r, flat, taps, w, row_stride, channel_stride, lanes, count, 1, u, plane) \
+         : filters(points, r, flat, taps, w, row_stride, channel_stride, lanes, count, 0, u, plane)
     if (points == 6 && taps <= 3)
-        filter_columns(6, 3, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+        FC_FILTERS(6, 3, 1, taps);
     else if (points == 7 && taps <= 5)
-        filter_columns(7, 5, taps, w, row_stride, channel_stride, lanes, count, flip, u, plane);
+        FC_FILTERS(7, 5, 1, taps);
     else if (taps < 9)
-        flip ? FC_FILTERS(6, 3, taps, 1) : FC_FILTERS(6, 3, taps, 0);
+        FC_FILTERS(6, 3, 0, taps);
     else if (points == 5)
-        flip ? FC_FILTERS(5, 3, 9, 1) : FC_FILTERS(5, 3, 9, 0);
+        FC_FILTERS(5, 3, 0, 9);
     else if (points == 6)
-        flip ? FC_FILTERS(6, 3, 9, 1) : FC_FILTERS(6, 3, 9, 0);
+        FC_FILTERS(6, 3, 0, 9);
     else
-        flip ? FC_FILTERS(7, 5, 25, 1) : FC_FILTERS(7, 5, 25, 0);
+        FC_FILTERS(7, 5, 0, 25);
 #undef FC_FILTERS
 }
 
 #define gradient_tiles FC_LOCAL(gradient_tiles)
-FC_INLINE void gradient_tiles(const int points, const int m, const fc_tiles *t, const REAL *patch, REAL *u,
-                              ptrdiff_t plane, ptrdiff_t stride) {
+FC_INLINE void gradient_tiles(const int points, const int m, const int flat, const fc_tiles *t, const REAL *patch,
+                              REAL *u, ptrdiff_t plane, ptrdiff_t stride) {
+    const int cols = flat ? 1 : m;
     for (int th = 0; th < t->tiles_h; th++)
         for (int tw = 0; tw < t->tiles_w; tw++, u += stride) {
             const REAL *src = patch + (th * t->down + tw * t->across) * FC_LANES;
@@ -345,60 +339,50 @@ FC_INLINE void gradient_tiles(const int points, const int m, const fc_tiles *t, 
             FC_UNROLL
             for (int i = 0; i < m; i++) {
                 FC_UNROLL
-                for (int j = 0; j < m; j++)
-                    g[i * m + j] =
-                        j + 1 == m && t->overlap ? (vec){0} : vec_load(src + (i * t->row + j * t->col) * FC_LANES);
+                for (int j = 0; j < cols; j++)
+                    g[i * cols + j] = !flat && j + 1 == m && t->overlap
+                                          ? (vec){0}
+                                          : vec_load(src + (i * t->row + j * t->col) * FC_LANES);
             }
-            transform_kernel(points, m, g, 1, u, plane);
+            transform_kernel(points, m, flat, g, 1, u, plane);
         }
 }
 
-#define gradient_columns FC_LOCAL(gradient_columns)
-FC_INLINE void gradient_columns(const int points, const int m, const fc_tiles *t, const REAL *patch, REAL *u,
-                                ptrdiff_t plane, ptrdiff_t stride) {
-    for (int th = 0; th < t->tiles_h; th++)
-        for (int tw = 0; tw < t->tiles_w; tw++, u += stride) {
-            vec g[FC_OUTPUTS], c[FC_POINTS];
-            load_points(m, patch + (th * t->down + tw * t->across) * FC_LANES, t->row * FC_LANES, g);
-            evaluate(points, m, g, c);
-            store_points(points, c, u, plane);
-        }
-}
-
-/* The output gradient in the place of a filter: U of the m x m tiles of a patch, u[point * plane + tile * stride +
- * lane] */
+/* The output gradient in the place of a filter: U of the m x m tiles of a patch, or columns of m:
+ * u[point * plane + tile * stride + lane] */
 static void FC_KERNEL(winograd_gradient)(int m, const fc_tiles *t, const void *patch, void *u, ptrdiff_t plane,
                                          ptrdiff_t stride) {
     if (t->flat && m == 4)
-        gradient_columns(6, 4, t, patch, u, plane, stride);
+        gradient_tiles(6, 4, 1, t, patch, u, plane, stride);
     else if (t->flat)
-        gradient_columns(6, 2, t, patch, u, plane, stride);
+        gradient_tiles(6, 2, 1, t, patch, u, plane, stride);
     else if (m == 3)
-        gradient_tiles(5, 3, t, patch, u, plane, stride);
+        gradient_tiles(5, 3, 0, t, patch, u, plane, stride);
     else if (m == 4)
-        gradient_tiles(6, 4, t, patch, u, plane, stride);
+        gradient_tiles(6, 4, 0, t, patch, u, plane, stride);
     else
-        gradient_tiles(6, 2, t, patch, u, plane, stride);
+        gradient_tiles(6, 2, 0, t, patch, u, plane, stride);
 }
 
-/* y = A^T M A, n x n vectors; returns 0 * their sum, which is not zero where one is not finite */
+/* y = A^T M A, n x n vectors, or A^T m, n of them; returns 0 * their sum, which is not zero where one is not finite */
 #define transform_output FC_LOCAL(transform_output)
-FC_INLINE vec transform_output(const int points, const int n, const REAL *m, ptrdiff_t plane, vec *y) {
+FC_INLINE vec transform_output(const int points, const int n, const int flat, const REAL *m, ptrdiff_t plane, vec *y) {
+    const int cols = flat ? 1 : points, outputs = flat ? n : n * n;
     vec t[FC_OUTPUTS][FC_POINTS], c[FC_OUTPUTS], check = {0};
     FC_UNROLL
-    for (int j = 0; j < points; j++) {
+    for (int j = 0; j < cols; j++) {
         vec column[FC_POINTS];
-        load_points(points, m + j * plane, points * plane, column);
-        interpolate(points, n, column, c);
+        load_points(points, m + j * plane, cols * plane, column);
+        interpolate(points, n, column, flat ? y : c);
         FC_UNROLL
         for (int i = 0; i < n; i++) t[i][j] = c[i];
     }
-    FC_UNROLL
-    for (int i = 0; i < n; i++) {
-        interpolate(points, n, t[i], y + i * n);
+    if (!flat) {
         FC_UNROLL
-        for (int j = 0; j < n; j++) check += y[i * n + j] * 0;
+        for (int i = 0; i < n; i++) interpolate(points, n, t[i], y + i * n);
     }
+    FC_UNROLL
+    for (int i = 0; i < outputs; i++) check += y[i] * 0;
     return check;
 }
 
@@ -411,47 +395,22 @@ FC_INLINE int all_finite(vec check) {
 }
 
 #define output_tiles FC_LOCAL(output_tiles)
-FC_INLINE int output_tiles(const int points, const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride,
-                           const fc_tiles *t, vec bias, REAL *patch) {
+FC_INLINE int output_tiles(const int points, const int m, const int flat, const REAL *p, ptrdiff_t plane,
+                           ptrdiff_t stride, const fc_tiles *t, vec bias, REAL *patch) {
+    const int cols = flat ? 1 : m;
     vec check = {0};
     for (int th = 0; th < t->tiles_h; th++)
         for (int tw = 0; tw < t->tiles_w; tw++, p += stride) {
             REAL *dst = patch + (th * t->down + tw * t->across) * FC_LANES;
             vec y[FC_OUTPUTS * FC_OUTPUTS];
-            check += transform_output(points, m, p, plane, y);
+            check += transform_output(points, m, flat, p, plane, y);
             FC_UNROLL
             for (int i = 0; i < m; i++) {
                 FC_UNROLL
-                for (int j = 0; j < m; j++)
-                    if (j + 1 < m || !t->overlap)
-                        vec_store(dst + (i * t->row + j * t->col) * FC_LANES, y[i * m + j] + bias);
+                for (int j = 0; j < cols; j++)
+                    if (flat || j + 1 < m || !t->overlap)
+                        vec_store(dst + (i * t->row + j * t->col) * FC_LANES, y[i * cols + j] + bias);
             }
-        }
-    return all_finite(check);
-}
-
-/* y = A^T m, n vectors; returns 0 * their sum */
-#define transform_column FC_LOCAL(transform_column)
-FC_INLINE vec transform_column(const int points, const int n, const REAL *m, ptrdiff_t plane, vec *y) {
-    vec column[FC_POINTS], check = {0};
-    load_points(points, m, plane, column);
-    interpolate(points, n, column, y);
-    FC_UNROLL
-    for (int i = 0; i < n; i++) check += y[i] * 0;
-    return check;
-}
-
-#define output_columns FC_LOCAL(output_columns)
-FC_INLINE int output_columns(const int points, const int m, const REAL *p, ptrdiff_t plane, ptrdiff_t stride,
-                             const fc_tiles *t, vec bias, REAL *patch) {
-    vec check = {0};
-    for (int th = 0; th < t->tiles_h; th++)
-        for (int tw = 0; tw < t->tiles_w; tw++, p += stride) {
-            vec y[FC_OUTPUTS];
-            check += transform_column(points, m, p, plane, y);
-            FC_UNROLL
-            for (int i = 0; i < m; i++) y[i] += bias;
-            store_points(m, y, patch + (th * t->down + tw * t->across) * FC_LANES, t->row * FC_LANES);
         }
     return all_finite(check);
 }
@@ -462,23 +421,24 @@ static int FC_KERNEL(winograd_output)(int points, const void *products, ptrdiff_
                                       const fc_tiles *t, const void *bias, int lanes, void *patch) {
     const vec b = bias ? vec_load_bits(bias, bits_range(0, lanes)) : (vec){0};
     if (t->flat)
-        return points == 6 ? output_columns(6, 4, products, plane, stride, t, b, patch)
-                           : output_columns(7, 3, products, plane, stride, t, b, patch);
-    return points == 5   ? output_tiles(5, 3, products, plane, stride, t, b, patch)
-           : points == 6 ? output_tiles(6, 4, products, plane, stride, t, b, patch)
-                         : output_tiles(7, 3, products, plane, stride, t, b, patch);
+        return points == 6 ? output_tiles(6, 4, 1, products, plane, stride, t, b, patch)
+                           : output_tiles(7, 3, 1, products, plane, stride, t, b, patch);
+    return points == 5   ? output_tiles(5, 3, 0, products, plane, stride, t, b, patch)
+           : points == 6 ? output_tiles(6, 4, 0, products, plane, stride, t, b, patch)
+                         : output_tiles(7, 3, 0, products, plane, stride, t, b, patch);
 }
 
-/* `together` channels lie side by side in W */
+/* Channels that lie side by side in W are transposed together. */
 #define gradient_filters FC_LOCAL(gradient_filters)
-FC_INLINE int gradient_filters(const int points, const int r, const int together, const REAL *p, ptrdiff_t plane,
+FC_INLINE int gradient_filters(const int points, const int r, const int flat, const REAL *p, ptrdiff_t plane,
                                ptrdiff_t stride, ptrdiff_t count, int taps, int lanes, REAL *w, ptrdiff_t row_stride,
                                ptrdiff_t channel_stride) {
+    const int each = flat ? r : r * r, together = taps == each && channel_stride == each ? FC_LANES : 1;
     vec check = {0}, y[(FC_OUTPUTS * FC_OUTPUTS + 1) * FC_LANES];
     for (ptrdiff_t k = 0; k < count; k += together, w += together * channel_stride) {
         const int some = count - k < together ? (int)(count - k) : together;
-        for (int c = 0; c < some; c++, p += stride) check += transform_output(points, r, p, plane, y + c * r * r);
-        const int elements = together > 1 ? some * r * r : taps;
+        for (int c = 0; c < some; c++, p += stride) check += transform_output(points, r, flat, p, plane, y + c * each);
+        const int elements = together > 1 ? some * each : taps;
         for (int e = 0; e < elements; e += FC_LANES) {
             const uint32_t bits = bits_range(0, elements - e);
             vec_transpose(y + e);
@@ -488,39 +448,15 @@ FC_INLINE int gradient_filters(const int points, const int r, const int together
     return all_finite(check);
 }
 
-#define gradient_filter_columns FC_LOCAL(gradient_filter_columns)
-FC_INLINE int gradient_filter_columns(const int points, const int r, const REAL *p, ptrdiff_t plane, ptrdiff_t stride,
-                                      ptrdiff_t count, int taps, int lanes, REAL *w, ptrdiff_t row_stride,
-                                      ptrdiff_t channel_stride) {
-    vec check = {0};
-    for (ptrdiff_t k = 0; k < count; k++, p += stride, w += channel_stride) {
-        REAL lane[FC_OUTPUTS][FC_LANES];
-        vec y[FC_OUTPUTS];
-        check += transform_column(points, r, p, plane, y);
-        FC_UNROLL
-        for (int i = 0; i < r; i++) vec_store(lane[i], y[i]);
-        for (int l = 0; l < lanes; l++)
-            for (int i = 0; i < taps; i++) w[l * row_stride + i] = lane[i][l];
-    }
-    return all_finite(check);
-}
-
 /* Weight gradients r x r, or the first `taps` of them or of a column of r, of `lanes` output channels and `count` input
  * channels from their sums.  Returns whether all are finite. */
 static int FC_KERNEL(winograd_weights)(int points, int r, const void *sums, ptrdiff_t plane, ptrdiff_t stride,
                                        ptrdiff_t count, int taps, int lanes, void *w, ptrdiff_t row_stride,
                                        ptrdiff_t channel_stride) {
-    if (taps <= r)
-        return r == 3 ? gradient_filter_columns(6, 3, sums, plane, stride, count, taps, lanes, w, row_stride,
-                                                channel_stride)
-                      : gradient_filter_columns(6, 5, sums, plane, stride, count, taps, lanes, w, row_stride,
-                                                channel_stride);
-    if (r == 5)
-        return gradient_filters(6, 5, channel_stride == 25 ? FC_LANES : 1, sums, plane, stride, count, 25, lanes, w,
-                                row_stride, channel_stride);
-    if (points == 5)
-        return gradient_filters(5, 3, channel_stride == 9 ? FC_LANES : 1, sums, plane, stride, count, 9, lanes, w,
-                                row_stride, channel_stride);
-    return gradient_filters(6, 3, channel_stride == 9 ? FC_LANES : 1, sums, plane, stride, count, taps, lanes, w,
-                            row_stride, channel_stride);
+#define FC_WEIGHTS(points, r, flat, taps) \
+    gradient_filters(points, r, flat, sums, plane, stride, count, taps, lanes, w, row_stride, channel_stride)
+    if (taps <= r) return r == 3 ? FC_WEIGHTS(6, 3, 1, taps) : FC_WEIGHTS(6, 5, 1, taps);
+    if (r == 5) return FC_WEIGHTS(6, 5, 0, 25);
+    return points == 5 ? FC_WEIGHTS(5, 3, 0, 9) : FC_WEIGHTS(6, 3, 0, taps);
+#undef FC_WEIGHTS
 }
