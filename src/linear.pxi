@@ -126,8 +126,9 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
 
 cdef enum:
     FEW_ROWS = 4  # of A, at most, or
-    MORE_ROWS = 8  # where B stays in a cache:
-    KEPT_B = 4 << 20  # bytes
+    MORE_ROWS = 8  # for dot products where B stays in a cache,
+    KEPT_B = 4 << 20  # bytes,
+    FAR_B = 12 << 20  # and for lines where it comes from memory
     DOTS = 9  # columns that share the loads of a row of A
     DOT_COLS = 36  # a task
     DOT_DEPTH = 512  # of what columns stay in L1 while several rows of A meet them
@@ -136,9 +137,10 @@ cdef enum:
 
 cdef bint has_few_rows(const ProductJob *j) noexcept nogil:
     """Whether B is read as it lies: for so few rows of A and so many bytes of B."""
+    cdef ptrdiff_t b_size = j.n * j.depth * <ptrdiff_t>j.es
     if j.b_step != 1:
-        return j.m <= FEW_ROWS
-    return j.a_step == 1 and j.m <= (MORE_ROWS if j.n * j.depth * <ptrdiff_t>j.es <= KEPT_B else FEW_ROWS)
+        return j.m <= (MORE_ROWS if b_size >= FAR_B else FEW_ROWS)
+    return j.a_step == 1 and j.m <= (MORE_ROWS if b_size <= KEPT_B else FEW_ROWS)
 
 
 def reads_in_place(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t depth, ptrdiff_t itemsize, bint along):

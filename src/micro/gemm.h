@@ -295,15 +295,29 @@ FC_INLINE void add_lines(const int count, const REAL *a, ptrdiff_t step, const R
     }
 }
 
-/* For a few rows of A: B is read once, as it lies, and C stays in L1. */
+/* c[rows][cols] += sum_k a[rows][k] * b[k][cols], `count` lines of B at a time, in pieces */
+#define add_pieces FC_LOCAL(add_pieces)
+FC_INLINE ptrdiff_t add_pieces(const int count, ptrdiff_t piece, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
+                               ptrdiff_t step, ptrdiff_t rows, const REAL *b, ptrdiff_t ldb, ptrdiff_t cols, REAL *c,
+                               ptrdiff_t ldc) {
+    ptrdiff_t done = 0;
+    for (; done + count <= k; done += count)
+        for (ptrdiff_t j = 0; j < cols; j += piece)
+            for (ptrdiff_t i = 0; i < rows; i++)
+                add_lines(count, a + i * lda + done * step, step, b + done * ldb + j, ldb, smaller(piece, cols - j),
+                          c + i * ldc + j);
+    return done;
+}
+
+/* For a few rows of A: B is read once, as it lies.  Where some rows meet it, pieces of its lines stay in L1: of few lines,
+ * which may be a multiple of pages apart and fall into the same sets. */
 static void FC_KERNEL(gemm_few)(ptrdiff_t k, const void *a_, ptrdiff_t lda, ptrdiff_t step, ptrdiff_t rows,
-                                const void *b_, ptrdiff_t ldb, ptrdiff_t cols, void *c_, ptrdiff_t ldc) {
+                                const void *b_, ptrdiff_t ldb, ptrdiff_t cols, void *c, ptrdiff_t ldc) {
+    enum { PIECE = 2048 / FC_REAL_BYTES };
     const REAL *a = a_, *b = b_;
-    REAL *c = c_;
-    for (; k >= 8; k -= 8, a += 8 * step, b += 8 * ldb)
-        for (ptrdiff_t i = 0; i < rows; i++) add_lines(8, a + i * lda, step, b, ldb, cols, c + i * ldc);
-    for (; k > 0; k--, a += step, b += ldb)
-        for (ptrdiff_t i = 0; i < rows; i++) add_lines(1, a + i * lda, step, b, ldb, cols, c + i * ldc);
+    const ptrdiff_t done = rows > 4 ? add_pieces(4, PIECE, k, a, lda, step, rows, b, ldb, cols, c, ldc)
+                                    : add_pieces(8, cols, k, a, lda, step, rows, b, ldb, cols, c, ldc);
+    add_pieces(1, cols, k - done, a + done * step, lda, step, rows, b + done * ldb, ldb, cols, c, ldc);
 }
 
 #undef FC_EACH_VECTORS
