@@ -225,11 +225,12 @@ cdef int run_product(ProductJob *j, char *panels) except -1:
     if j.m == 0 or j.n == 0:
         return 0
     cdef Arena arena
-    if has_few_rows(j) and j.b_step == 1:
+    cdef bint few = has_few_rows(j)
+    if few and j.b_step == 1:
         with nogil:
             run_flushed(dot_task, j, ceil_div(j.n, DOT_COLS), threads, NULL, 0)
         return 0
-    if has_few_rows(j):
+    if few:
         j.cols = split(j.n, min(LINE // <ptrdiff_t>j.es, ceil_div(j.n, threads)), j.k.lanes)
         scratch = aligned(j.m * j.cols * j.es)
         arena = lease(threads * scratch)

@@ -269,22 +269,12 @@ FC_INLINE vec vec_compress(vec v, uint32_t bits) {
 #define FC_PAIR_LO 0, 4, 2, 6
 #define FC_PAIR_HI 1, 5, 3, 7
 #endif
-FC_INLINE vec vec_even(vec a, vec b) {
-    const vec lo = FC_SHUFFLE(a, b, FC_HALF_LO), hi = FC_SHUFFLE(a, b, FC_HALF_HI);
-    return FC_SHUFFLE(lo, hi, FC_HALVES_EVEN);
-}
-FC_INLINE vec vec_odd(vec a, vec b) {
-    const vec lo = FC_SHUFFLE(a, b, FC_HALF_LO), hi = FC_SHUFFLE(a, b, FC_HALF_HI);
-    return FC_SHUFFLE(lo, hi, FC_HALVES_ODD);
-}
-FC_INLINE vec vec_zip_lo(vec a, vec b) {
-    const vec lo = FC_SHUFFLE(a, b, FC_PAIR_LO), hi = FC_SHUFFLE(a, b, FC_PAIR_HI);
-    return FC_SHUFFLE(lo, hi, FC_HALF_LO);
-}
-FC_INLINE vec vec_zip_hi(vec a, vec b) {
-    const vec lo = FC_SHUFFLE(a, b, FC_PAIR_LO), hi = FC_SHUFFLE(a, b, FC_PAIR_HI);
-    return FC_SHUFFLE(lo, hi, FC_HALF_HI);
-}
+#define FC_IN_TWO(a, b, lo, hi, last) FC_SHUFFLE(FC_SHUFFLE(a, b, lo), FC_SHUFFLE(a, b, hi), last)
+FC_INLINE vec vec_even(vec a, vec b) { return FC_IN_TWO(a, b, FC_HALF_LO, FC_HALF_HI, FC_HALVES_EVEN); }
+FC_INLINE vec vec_odd(vec a, vec b) { return FC_IN_TWO(a, b, FC_HALF_LO, FC_HALF_HI, FC_HALVES_ODD); }
+FC_INLINE vec vec_zip_lo(vec a, vec b) { return FC_IN_TWO(a, b, FC_PAIR_LO, FC_PAIR_HI, FC_HALF_LO); }
+FC_INLINE vec vec_zip_hi(vec a, vec b) { return FC_IN_TWO(a, b, FC_PAIR_LO, FC_PAIR_HI, FC_HALF_HI); }
+#undef FC_IN_TWO
 #undef FC_HALVES_EVEN
 #undef FC_HALVES_ODD
 #else

@@ -373,13 +373,16 @@ FC_INLINE vec transform_output(const int points, const int n, const int flat, co
     for (int j = 0; j < cols; j++) {
         vec column[FC_POINTS];
         load_points(points, m + j * plane, cols * plane, column);
-        interpolate(points, n, column, flat ? y : c);
+        interpolate(points, n, column, c);
         FC_UNROLL
         for (int i = 0; i < n; i++) t[i][j] = c[i];
     }
-    if (!flat) {
-        FC_UNROLL
-        for (int i = 0; i < n; i++) interpolate(points, n, t[i], y + i * n);
+    FC_UNROLL
+    for (int i = 0; i < n; i++) {
+        if (flat)
+            y[i] = t[i][0];
+        else
+            interpolate(points, n, t[i], y + i * n);
     }
     FC_UNROLL
     for (int i = 0; i < outputs; i++) check += y[i] * 0;
