@@ -76,6 +76,20 @@ def conv_output(
     slope: float = 0,
     panels: Panels | None = None,
 ) -> None: ...
+def conv_last_output(
+    plan: ConvPlan,
+    x: Real,
+    weight: Real,
+    bias: Real | None,
+    residual: Real | None,
+    out: Real,
+    activation: int = 0,
+    slope: float = 0,
+) -> bool: ...
+def conv_last_input_gradient(plan: ConvPlan, grad_output: Real, weight: Real, grad_input: Real) -> None: ...
+def conv_last_weight_gradient(
+    plan: ConvPlan, grad_output: Real, x: Real, grad_weight: Real, grad_bias: Real | None
+) -> None: ...
 def conv_input_gradient(
     plan: ConvPlan,
     grad_output: Real,

@@ -695,6 +695,12 @@ def _is_pointwise(ndim: int, weight: NDArray, options: tuple, padding_mode: str,
     return plain and groups == 1 and algorithm in ("auto", "gemm", "im2col") and weight.shape[2:] == (1,) * ndim
 
 
+def _is_depthwise(weight: NDArray, options: tuple, padding_mode: str, algorithm: str) -> bool:
+    """Whether each of several channels has a filter of its own, for which kernels read channels that come last."""
+    alone = weight.ndim > 1 and weight.shape[0] == options[3] > 1 and weight.shape[1] == 1
+    return alone and padding_mode == "zeros" and algorithm in ("auto", "direct")
+
+
 def _channels_first(array: np.ndarray, ndim: int) -> np.ndarray:
     """View an array whose channels come last with the channels before its last `ndim` dimensions."""
     return array.transpose(*range(array.ndim - ndim - 1), -1, *range(-1 - ndim, -1)) if array.ndim > ndim else array
@@ -713,21 +719,29 @@ def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out
     x = _input(function, "x", x)
     first = _channels_first(x, ndim)
     raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
-    if residual is not None or not _is_pointwise(ndim, raw, options, padding_mode, algorithm):
+    pointwise = residual is None and _is_pointwise(ndim, raw, options, padding_mode, algorithm)
+    if pointwise or (x.size and _is_depthwise(raw, options, padding_mode, algorithm)):
+        call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
+        code, slope = geometry.activation_code(function, activation)
+        if bias is not None:
+            bias = _operand(function, "bias", bias, x.dtype)
+            geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "weight.shape[:1]")
+        shape = (*call.out_shape[: -1 - ndim], *call.out_shape[-ndim:], *call.bias_shape)
         if residual is not None:
-            residual = _channels_first(_operand(function, "residual", residual, x.dtype), ndim)
-        fused = {"padding_mode": padding_mode, "activation": activation, "residual": residual}
-        y = _channels_last(_conv(first, weight, bias, *options, **fused, algorithm=algorithm, _of=_of), ndim)
-        target = _target(function, "out", out, y.shape, y.dtype)
-        np.copyto(target, y)
-        return _delivered(out, target)
-    call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
-    geometry.activation_code(function, activation)
-    if bias is not None:
-        bias = _operand(function, "bias", bias, x.dtype)
-        geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "weight.shape[:1]")
-    target = _target(function, "out", out, (*x.shape[:-1], *call.bias_shape), x.dtype)
-    linear(x, raw.reshape(raw.shape[:2]), bias, activation=activation, out=target)
+            residual = _operand(function, "residual", residual, x.dtype)
+            geometry.check_shape(function, "residual", residual.shape, shape, "the result's shape")
+        target = _target(function, "out", out, shape, x.dtype)
+        if pointwise:
+            linear(x, raw.reshape(raw.shape[:2]), bias, activation=activation, out=target)
+            return _delivered(out, target)
+        if _kernels.conv_last_output(call.plan, x, raw, bias, residual, target, code, slope):
+            return _delivered(out, target)
+    if residual is not None:
+        residual = _channels_first(_operand(function, "residual", residual, x.dtype), ndim)
+    fused = {"padding_mode": padding_mode, "activation": activation, "residual": residual}
+    y = _channels_last(_conv(first, weight, bias, *options, **fused, algorithm=algorithm, _of=_of), ndim)
+    target = _target(function, "out", out, y.shape, y.dtype)
+    np.copyto(target, y)
     return _delivered(out, target)
 
 
@@ -739,34 +753,40 @@ def _conv_last_backward(grad_output, x, weight, options, padding_mode, output_ma
     first = _channels_first(x, ndim)
     raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
     grad_output = _operand(function, "grad_output", grad_output, x.dtype)
+    shapes = x.shape, raw.shape, raw.shape[:1]
     pointwise = _is_pointwise(ndim, raw, options, padding_mode, algorithm)
-    if not pointwise:
-        grads = _conv_backward(
-            _channels_first(grad_output, ndim),
-            first,
-            weight,
-            *options,
-            padding_mode=padding_mode,
-            output_mask=output_mask,
-            algorithm=algorithm,
-            _of=_of,
-        )
-        grads = (None if grads[0] is None else _channels_last(grads[0], ndim), *grads[1:])
-    else:
+    if pointwise or (x.size and grad_output.size and _is_depthwise(raw, options, padding_mode, algorithm)):
         call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
-        shape = (*x.shape[:-1], *call.bias_shape)
+        shape = (*call.out_shape[: -1 - ndim], *call.out_shape[-ndim:], *call.bias_shape)
         geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
-    targets = _targets(function, outs, output_mask, (x.shape, raw.shape, raw.shape[:1]), x.dtype)
-    if pointwise:
-        grad_input, grad_weight, grad_bias = targets
-        matrix = raw.reshape(raw.shape[:2])
-        grad_weight = None if grad_weight is None else grad_weight.reshape(matrix.shape)
-        into = grad_input, grad_weight, grad_bias
-        linear_backward(grad_output, x, matrix, output_mask=output_mask, out=into)
-    else:
-        for target, grad in zip(targets, grads, strict=True):
-            if target is not None:
-                np.copyto(target, grad)
+        targets = grad_input, grad_weight, grad_bias = _targets(function, outs, output_mask, shapes, x.dtype)
+        if pointwise:
+            matrix = raw.reshape(raw.shape[:2])
+            into = grad_input, None if grad_weight is None else grad_weight.reshape(matrix.shape), grad_bias
+            linear_backward(grad_output, x, matrix, output_mask=output_mask, out=into)
+        else:
+            if grad_input is not None:
+                _kernels.conv_last_input_gradient(call.plan, grad_output, raw, grad_input)
+            if grad_weight is not None:
+                _kernels.conv_last_weight_gradient(call.plan, grad_output, x, grad_weight, grad_bias)
+            elif grad_bias is not None:
+                _kernels.channel_sums(grad_output, grad_bias, grad_output.size // grad_bias.size)
+        return tuple(map(_delivered, outs, targets))
+    grads = _conv_backward(
+        _channels_first(grad_output, ndim),
+        first,
+        weight,
+        *options,
+        padding_mode=padding_mode,
+        output_mask=output_mask,
+        algorithm=algorithm,
+        _of=_of,
+    )
+    grads = (None if grads[0] is None else _channels_last(grads[0], ndim), *grads[1:])
+    targets = _targets(function, outs, output_mask, shapes, x.dtype)
+    for target, grad in zip(targets, grads, strict=True):
+        if target is not None:
+            np.copyto(target, grad)
     return tuple(map(_delivered, outs, targets))
 
 

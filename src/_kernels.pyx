@@ -6,6 +6,7 @@ Contents
     this file          types, ISA tables, threads, workspace, the one parallel loop
     conv_gemm.pxi      convolution by packed implicit GEMM: output, input gradient, weight gradient
     conv_direct.pxi    convolution of few channels, pixels unpacked: the same three
+    conv_last.pxi      depthwise convolution with the channels last: the same three
     conv_winograd.pxi  convolution by Winograd's minimal filtering: the same three
     conv_im2col.pxi    convolution of few pixels by a product of unfolded windows: the same three
     conv.pxi           the three passes as Python calls them, each by the algorithm of its plan
@@ -116,6 +117,16 @@ cdef extern from "micro.h" nogil:
         const void *residual
         int activation
 
+    ctypedef struct fc_tap:
+        ptrdiff_t x, w
+
+    ctypedef struct fc_pixels:
+        const fc_tap *run
+        ptrdiff_t runs, length, weight_step, channels, step, next
+        const fc_finish *finish
+        const void *ahead
+        ptrdiff_t fetched
+
     ctypedef struct fc_rows:
         ptrdiff_t *in_ "in"
         ptrdiff_t *out
@@ -196,6 +207,10 @@ cdef extern from "micro.h" nogil:
                           void *) noexcept nogil
         void (*depthwise_spread)(const fc_plane *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_dot)(const fc_plane *, const void *, const void *, void *) noexcept nogil
+        void (*depthwise_pixels)(const fc_pixels *, ptrdiff_t, const void *, const void *, const void *,
+                                 void *) noexcept nogil
+        void (*depthwise_pixels_dot)(ptrdiff_t, const fc_tap *, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t,
+                                     const void *, void *) noexcept nogil
         void (*load_patch)(const fc_image *, const void *, int, int, void *) noexcept nogil
         void (*store_patch)(const fc_image *, const void *, int, int, void *) noexcept nogil
         void (*winograd_input)(int, const fc_tiles *, const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
@@ -223,3 +238,4 @@ include "elementwise.pxi"
 include "norm.pxi"
 include "rows.pxi"
 include "conv.pxi"
+include "conv_last.pxi"

@@ -280,6 +280,14 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.finite = 1
 
 
+cdef ptrdiff_t even_panels(const WinogradJob *j) noexcept nogil:
+    """Width of panels that are all the tasks there are: of three vectors or two, an even number that fills fewer."""
+    cdef ptrdiff_t nr = j.k.nr, narrow = nr - j.k.lanes
+    if nr > 2 * j.k.lanes and ceil_div(ceil_div(j.rows, narrow), 2) * narrow < ceil_div(ceil_div(j.rows, nr), 2) * nr:
+        return narrow
+    return j.width
+
+
 cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
     """Whether filters are transformed by the task that uses them, and where they lie."""
     plan_patches(j)
@@ -287,6 +295,8 @@ cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
     cdef ptrdiff_t weights = j.groups * j.rows * j.taps * j.filter * j.channels * j.es
     j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches) or u > MAX_PADDED + 6 * weights
     j.fused = j.used_once and not packed
+    if j.fused:
+        j.width = even_panels(j)
     j.u_plane = odd_lines((min(j.chunk, j.channels) if j.fused
                            else ceil_div(j.rows, j.k.nr) * j.taps * j.channels) * j.k.nr, j.es)
     j.u_size = aligned(j.points * j.u_plane * j.es)
@@ -311,7 +321,7 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
     cdef ptrdiff_t panels, tiles, chunks
     cdef int threads = threads_for(flops), g
     plan_filters(j, j.packed != NULL)
-    panels = ceil_div(j.rows, j.k.nr)
+    panels = ceil_div(j.rows, j.width)
     tiles = min(j.w.task_patches, j.w.block_patches) * j.patch_tiles
     chunks = ceil_div(j.channels, j.chunk)
     j.m_plane = odd_lines(tiles * j.k.nr, j.es)

@@ -188,14 +188,41 @@ cdef void channel_sum_task(void *job_, ptrdiff_t c, char *scratch) noexcept nogi
         (<double *>j.y)[c] = total
 
 
-cdef void run_channel_sums(kernels_t k, size_t es, const char *x, ptrdiff_t n, ptrdiff_t c, ptrdiff_t size,
-                           char *y) noexcept:
+cdef enum:
+    SUMMED_ROWS = 64
+
+
+cdef void row_sums_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: the sum of some rows [c]."""
+    cdef ChannelSumJob *j = <ChannelSumJob *>job_
+    cdef char *sums = j.y + task * j.c * j.es
+    cdef ptrdiff_t i
+    memset(sums, 0, j.c * j.es)
+    for i in range(task * SUMMED_ROWS, min((task + 1) * SUMMED_ROWS, j.n)):
+        j.k.add(j.c, j.x + i * j.c * j.es, sums)
+
+
+cdef int run_channel_sums(kernels_t k, size_t es, const char *x, ptrdiff_t n, ptrdiff_t c, ptrdiff_t size,
+                          char *y) except -1:
+    """Planes are summed one by one; where they are single pixels, rows of all channels, and their sums pairwise."""
     cdef ChannelSumJob job
+    cdef ptrdiff_t blocks = ceil_div(n, <ptrdiff_t>SUMMED_ROWS)
+    cdef int threads = threads_for(1.0 * size * es)
+    cdef Arena arena
     job.k, job.es, job.x, job.y = k, es, x, y
     job.n, job.c, job.plane = n, c, size // max(n * c, <ptrdiff_t>1)
-    cdef int threads = threads_for(1.0 * size * es)
+    if job.plane != 1:
+        with nogil:
+            run_tasks(channel_sum_task, &job, c, threads, NULL, 0)
+        return 0
+    arena = lease(blocks * c * es)
+    job.y = <char *>arena.memory
     with nogil:
-        run_tasks(channel_sum_task, &job, c, threads, NULL, 0)
+        run_tasks(row_sums_task, &job, blocks, threads, NULL, 0)
+        pairwise(k, es, job.y, c, blocks, c)
+        memcpy(y, job.y, c * es)
+    release(arena)
+    return 0
 
 
 def channel_sums(ndarray x not None, ndarray y not None, ptrdiff_t n):

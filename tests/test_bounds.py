@@ -67,6 +67,9 @@ PROGRAM = dedent("""
                         except ValueError:  # that algorithm does not serve
                             continue
                         check(fc.conv2d, convolution_gradient(chosen), *x, **chosen)
+                last = dict(stride=stride, padding=kernel // 2, groups=19, layout="channels_last")
+                x = arrays((n, size, size, 19), (19, 1, kernel, kernel), (19,))
+                check(fc.conv2d, convolution_gradient(last), *x, **last)
                 if kernel <= size and kernel > 1:
                     pool = dict(kernel_size=kernel, stride=stride, padding=kernel // 2)
                     nothing = lambda *arguments: None

@@ -20,6 +20,10 @@ CONVOLUTIONS = {
     "stride 2": ((2, 16, 45, 47), (32, 16, 5, 5), {"stride": 2, "padding": 2}),
     "grouped": ((2, 32, 30, 31), (48, 8, 3, 3), {"groups": 4, "padding": 1}),
     "depthwise": ((2, 40, 60, 61), (40, 1, 3, 3), {"groups": 40, "padding": 1}),
+    "depthwise, channels last": (
+        *((2, 60, 61, 40), (40, 1, 3, 3)),
+        {"groups": 40, "padding": 1, "layout": "channels_last"},
+    ),
     "1-D": ((4, 32, 1000), (32, 32, 5), {"dilation": 3}),
     "3-D": ((2, 8, 9, 16, 17), (12, 8, 3, 3, 3), {"padding": 1}),
 }

@@ -24,6 +24,8 @@
 
 #include "depthwise.h"
 
+#include "depthwise_last.h"
+
 #include "winograd.h"
 
 static const fc_kernels FC_LOCAL(table) = {
@@ -83,6 +85,8 @@ static const fc_kernels FC_LOCAL(table) = {
     .depthwise = FC_KERNEL(depthwise),
     .depthwise_spread = FC_KERNEL(depthwise_spread),
     .depthwise_dot = FC_KERNEL(depthwise_dot),
+    .depthwise_pixels = FC_KERNEL(depthwise_pixels),
+    .depthwise_pixels_dot = FC_KERNEL(depthwise_pixels_dot),
     .load_patch = FC_KERNEL(load_patch),
     .store_patch = FC_KERNEL(store_patch),
     .winograd_input = FC_KERNEL(winograd_input),

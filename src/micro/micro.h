@@ -142,6 +142,24 @@ typedef struct {
     int activation;       /* FC_NONE, FC_RELU or FC_RELU6 */
 } fc_finish;
 
+/* A tap, or the first of a run, of a depthwise filter whose channels come last: elements from an output's pixel, and of
+ * its weights */
+typedef struct {
+    ptrdiff_t x, w;
+} fc_tap;
+
+/* How outputs of a row are computed whose channels come last; see depthwise_last.h.  Runs of 2 to 5 or 7 taps take eight
+ * outputs or more and a step of one pixel or, if they are 3, 5 or 7, of two. */
+typedef struct {
+    const fc_tap *run;
+    ptrdiff_t runs, length;         /* taps of a run, neighbours in x */
+    ptrdiff_t weight_step;          /* between the weights of a run's taps */
+    ptrdiff_t channels, step, next; /* between outputs in x, in y */
+    const fc_finish *finish;        /* or NULL */
+    const void *ahead;              /* is fetched meanwhile, */
+    ptrdiff_t fetched;              /* so many pixels for an output */
+} fc_pixels;
+
 /* The rows of a plane and of what it is unfolded, bordered or pooled to; see rows.h. */
 typedef struct {
     ptrdiff_t in[3], out[3]; /* extents; of the columns: positions */
@@ -262,6 +280,11 @@ typedef struct {
                       void *y);
     void (*depthwise_spread)(const fc_plane *p, const void *g, const void *w, void *y);
     void (*depthwise_dot)(const fc_plane *p, const void *x, const void *g, void *sums);
+    /* Channels last: `count` outputs of a row; see depthwise_last.h */
+    void (*depthwise_pixels)(const fc_pixels *p, ptrdiff_t count, const void *x, const void *w, const void *bias,
+                             void *y);
+    void (*depthwise_pixels_dot)(ptrdiff_t taps, const fc_tap *tap, ptrdiff_t channels, ptrdiff_t count, const void *x,
+                                 ptrdiff_t step, const void *g, void *sums);
 
     /* Winograd's transforms; see winograd.h */
     void (*load_patch)(const fc_image *x, const void *src, int rows, int cols, void *patch);
