@@ -272,10 +272,12 @@ cdef void release(Arena arena):
 # ---- memory of large results that nobody holds any more serves the next of the same size ----
 
 cdef enum:
-    MAX_SPARE = 8
-    LARGE = 4 << 20
+    MAX_SPARE = 32
+    LARGE = 1 << 20
+    ROUND = 256 << 10  # bytes that sizes are multiples of, so that results of nearly one size take turns
 
 cdef Arena[MAX_SPARE] spare
+cdef int turn = 0  # who gives way next
 cdef size_t SPARE_CAP = <size_t>256 << 20
 
 
@@ -285,28 +287,39 @@ cdef class Block:
     cdef Arena arena
 
     def __dealloc__(self):
+        """Keep the memory; what has been kept longer gives way."""
+        global turn
         cdef size_t kept = self.arena.size
         cdef int i, slot = -1
         for i in range(MAX_SPARE):
+            kept += spare[i].size if spare[i].memory != NULL else 0
             if spare[i].memory == NULL:
                 slot = i
-            else:
-                kept += spare[i].size
-        if slot < 0 or kept > SPARE_CAP:
+        while slot < 0 or self.arena.size < kept and kept > SPARE_CAP:
+            slot, turn = turn, (turn + 1) % MAX_SPARE
+            if spare[slot].memory != NULL:
+                kept -= spare[slot].size
+                free(spare[slot].memory)
+                spare[slot].memory = NULL
+        if kept > SPARE_CAP:
             free(self.arena.memory)
         else:
             spare[slot] = self.arena
 
 
 cdef Block large_block(size_t bytes):
+    """The smallest memory kept that fits without much waste, or new one."""
     cdef Block block = Block()
-    cdef size_t size = (bytes + FC_PAGE - 1) // FC_PAGE * FC_PAGE
-    cdef int i
+    cdef size_t size = (bytes + ROUND - 1) // ROUND * ROUND
+    cdef int i, best = -1
     for i in range(MAX_SPARE):
-        if spare[i].memory != NULL and spare[i].size == size:
-            block.arena = spare[i]
-            spare[i].memory = NULL
-            return block
+        if (spare[i].memory != NULL and size <= spare[i].size <= size + size // 4
+                and (best < 0 or spare[i].size < spare[best].size)):
+            best = i
+    if best >= 0:
+        block.arena = spare[best]
+        spare[best].memory = NULL
+        return block
     block.arena.memory = fc_map(size)
     if block.arena.memory == NULL:
         raise MemoryError(f"fastconv: a result of {bytes} bytes cannot be had")

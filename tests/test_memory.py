@@ -177,8 +177,9 @@ def test_the_system_agrees():
     assert max(used.values()) <= limit, {name: value / MIB for name, value in used.items()}
 
 
-def test_memory_of_large_results_is_used_again():
-    x = np.ones((1, 1, 2900, 3000), np.float32)  # 33 MiB
+@pytest.mark.parametrize("width", [100, 3000])  # 1.1 and 33 MiB
+def test_memory_of_large_results_is_used_again(width):
+    x = np.ones((1, 1, 2900, width), np.float32)
     fastconv.empty_cache()
     y = fastconv.relu(x)
     kept = y[0, 0, 5]  # a view keeps all of it
@@ -190,9 +191,21 @@ def test_memory_of_large_results_is_used_again():
     assert not z.any()
     del kept
     assert fastconv.relu(x).ctypes.data == first
-    assert _kernels.cached_bytes() >= 2900 * 3000 * 4
+    assert _kernels.cached_bytes() >= x.nbytes
     fastconv.empty_cache()
     assert _kernels.cached_bytes() == 0
+
+
+def test_results_of_other_sizes_give_way():
+    fastconv.empty_cache()
+    for i in range(100):
+        fastconv.relu(np.zeros((1000 + 100 * i, 500), np.float32))
+    y = fastconv.relu(np.zeros((1000, 500), np.float32))
+    address = y.ctypes.data
+    del y
+    assert fastconv.relu(np.zeros((1000, 500), np.float32)).ctypes.data == address
+    assert _kernels.cached_bytes() <= 300 * MIB
+    fastconv.empty_cache()
 
 
 def test_large_results_are_kept_up_to_a_cap():
