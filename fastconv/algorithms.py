@@ -299,7 +299,7 @@ def direct_cost(s: Sweep, tile: Tile) -> float:
         vectors = min(vectors, math.ceil((s.height * (s.width + s.reach) - s.reach) / tile.lanes))
     vectors *= s.n
     scatter = tile.lanes * vectors * s.rows if s.sweeps > 1 else 0
-    load = max(0.55 if tile.mr * tile.nr > 128 else 0.65, 1.5 / s.rows)  # small tiles share fewer loads
+    load = max(0.65, 1.5 / s.rows)  # few rows share fewer loads
     work = s.taps * s.channels * s.rows * (vectors * load + (WEIGHT if s.sweeps > 1 else LINE_WEIGHT)) + scatter
     cost = s.groups * s.sweeps * work + COPY * s.sweeps * s.n * s.in_elements / tile.lanes
     tasks = s.n * s.groups * math.ceil(s.height / direct_blocking(s, tile)[0])
