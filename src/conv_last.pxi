@@ -233,7 +233,8 @@ def conv_last_weight_gradient(ConvPlan plan not None, ndarray grad_output not No
     cdef int threads = threads_for(DEPTHWISE_WORK * plan.flops)
     cdef ptrdiff_t weights = plan.weight_size, rows = plan.n * plan.out[0] * plan.out[1]
     j.k, j.es, j.channels, j.taps, j.sweep = plan.k, plan.es, plan.groups, plan.taps, &plan.output
-    j.shares = max(<ptrdiff_t>1, min(rows, <ptrdiff_t>LAST_SHARES))
+    j.shares = min(<ptrdiff_t>LAST_SHARES, <ptrdiff_t>(MAX_PARTIAL // (weights * j.es)))
+    j.shares = max(<ptrdiff_t>1, min(rows, j.shares))
     j.x, j.grad_output = read(x, j.es, plan.x_size), read(grad_output, j.es, plan.out_size)
     cdef char *out = written(grad_weight, j.es, weights)
     cdef size_t partial = aligned(j.shares * weights * j.es), zeros = aligned(j.channels * j.es)

@@ -163,7 +163,7 @@ cdef struct ChannelSumJob:
     kernels_t k
     const char *x
     char *y
-    ptrdiff_t n, c, plane
+    ptrdiff_t n, c, plane, rows  # rows a task, where planes are pixels
     size_t es
 
 
@@ -189,7 +189,8 @@ cdef void channel_sum_task(void *job_, ptrdiff_t c, char *scratch) noexcept nogi
 
 
 cdef enum:
-    SUMMED_ROWS = 64
+    SUMMED_ROWS = 64  # a task, or
+    SUMMED_BLOCKS = 4096  # tasks at most
 
 
 cdef void row_sums_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -198,7 +199,7 @@ cdef void row_sums_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogi
     cdef char *sums = j.y + task * j.c * j.es
     cdef ptrdiff_t i
     memset(sums, 0, j.c * j.es)
-    for i in range(task * SUMMED_ROWS, min((task + 1) * SUMMED_ROWS, j.n)):
+    for i in range(task * j.rows, min((task + 1) * j.rows, j.n)):
         j.k.add(j.c, j.x + i * j.c * j.es, sums)
 
 
@@ -206,7 +207,7 @@ cdef int run_channel_sums(kernels_t k, size_t es, const char *x, ptrdiff_t n, pt
                           char *y) except -1:
     """Planes are summed one by one; where they are single pixels, rows of all channels, and their sums pairwise."""
     cdef ChannelSumJob job
-    cdef ptrdiff_t blocks = ceil_div(n, <ptrdiff_t>SUMMED_ROWS)
+    cdef ptrdiff_t blocks
     cdef int threads = threads_for(1.0 * size * es)
     cdef Arena arena
     job.k, job.es, job.x, job.y = k, es, x, y
@@ -215,6 +216,8 @@ cdef int run_channel_sums(kernels_t k, size_t es, const char *x, ptrdiff_t n, pt
         with nogil:
             run_tasks(channel_sum_task, &job, c, threads, NULL, 0)
         return 0
+    job.rows = max(<ptrdiff_t>SUMMED_ROWS, ceil_div(n, <ptrdiff_t>SUMMED_BLOCKS))
+    blocks = ceil_div(n, job.rows)
     arena = lease(blocks * c * es)
     job.y = <char *>arena.memory
     with nogil:
