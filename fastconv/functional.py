@@ -503,8 +503,8 @@ def _conv(
         Added before the activation.
     layout : None or "channels_last"
         None has the channels first; "channels_last" takes and gives ``(n, *size, c)`` or ``(*size, c)``. The weights
-        are the same in both. Convolutions of 1x1 and stride 1 read it in place, others copy it to the channels first
-        and their result back.
+        are the same in both. Convolutions of 1x1 and stride 1, and those of one filter a channel, read it in place;
+        others copy it to the channels first and their result back.
     out : ndarray, optional
         Receives the result.
     algorithm : "auto", "gemm", "im2col", "direct" or "winograd"
