@@ -229,6 +229,9 @@ def _of_rank(ndim: int, core: Callable[_P, _R]) -> Callable[_P, _R]:
     return operator
 
 
+_CONV_OPTIONS = "stride", "padding", "dilation", "groups"
+
+
 def _plain_options(function: str, names: tuple[str, ...], options: tuple) -> tuple:
     """Return options of which equal ones mean the same: as they come, 1, True and 1.0 are equal, and a list no key."""
     if _are_ints(options):
@@ -287,7 +290,7 @@ def explain(
     dtype = np.dtype(dtype)
     geometry.check_dtype("explain", "dtype", dtype)
     geometry.check_algorithm("explain", algorithm)
-    names = "stride", "padding", "dilation", "groups", "output_padding"
+    names = *_CONV_OPTIONS, "output_padding"
     options = _plain_options("explain", names, (stride, padding, dilation, groups, output_padding))
     stride, padding, dilation, groups, output_padding = options
     shapes = tuple(x_shape), tuple(weight_shape)
@@ -365,7 +368,7 @@ def _with_live_taps(call: _ConvCall, weight: NDArray, packed: PackedWeight | Non
 def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _ConvCall:
     if algorithm != "auto":
         geometry.check_algorithm(function, algorithm)
-    options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
+    options = _plain_options(function, _CONV_OPTIONS, options)
     return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, _current_isa())
 
 
@@ -387,7 +390,7 @@ def _conv_borders(function, ndim, x_shape, weight_shape, options, mode) -> _Bord
 def _find_borders(function, ndim, x_shape, weight, options, mode) -> _Borders:
     """Return the borders of a convolution whose padding is no zeros."""
     geometry.check_padding_mode(function, mode)
-    options = _plain_options(function, ("stride", "padding", "dilation", "groups"), options)
+    options = _plain_options(function, _CONV_OPTIONS, options)
     return _conv_borders(function, ndim, x_shape, weight.shape, options, mode)
 
 
@@ -711,6 +714,11 @@ def _channels_last(array: np.ndarray, ndim: int) -> np.ndarray:
     return array.transpose(*range(array.ndim - ndim - 1), *range(-ndim, 0), -1 - ndim)
 
 
+def _last_shape(call: _ConvCall, ndim: int) -> tuple[int, ...]:
+    """Shape of the output with the channels last."""
+    return *call.out_shape[: -1 - ndim], *call.out_shape[-ndim:], *call.bias_shape
+
+
 def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out, algorithm, _of) -> NDArray:
     """Convolve with the channels last."""
     function, ndim = _of
@@ -719,6 +727,7 @@ def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out
     x = _input(function, "x", x)
     first = _channels_first(x, ndim)
     raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
+    options = _plain_options(function, _CONV_OPTIONS, options)
     pointwise = residual is None and _is_pointwise(ndim, raw, options, padding_mode, algorithm)
     if pointwise or (x.size and _is_depthwise(raw, options, padding_mode, algorithm)):
         call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
@@ -726,7 +735,7 @@ def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out
         if bias is not None:
             bias = _operand(function, "bias", bias, x.dtype)
             geometry.check_shape(function, "bias", bias.shape, call.bias_shape, "weight.shape[:1]")
-        shape = (*call.out_shape[: -1 - ndim], *call.out_shape[-ndim:], *call.bias_shape)
+        shape = _last_shape(call, ndim)
         if residual is not None:
             residual = _operand(function, "residual", residual, x.dtype)
             geometry.check_shape(function, "residual", residual.shape, shape, "the result's shape")
@@ -753,11 +762,12 @@ def _conv_last_backward(grad_output, x, weight, options, padding_mode, output_ma
     first = _channels_first(x, ndim)
     raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
     grad_output = _operand(function, "grad_output", grad_output, x.dtype)
+    options = _plain_options(function, _CONV_OPTIONS, options)
     shapes = x.shape, raw.shape, raw.shape[:1]
     pointwise = _is_pointwise(ndim, raw, options, padding_mode, algorithm)
     if pointwise or (x.size and grad_output.size and _is_depthwise(raw, options, padding_mode, algorithm)):
         call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
-        shape = (*call.out_shape[: -1 - ndim], *call.out_shape[-ndim:], *call.bias_shape)
+        shape = _last_shape(call, ndim)
         geometry.check_shape(function, "grad_output", grad_output.shape, shape, "the output's shape")
         targets = grad_input, grad_weight, grad_bias = _targets(function, outs, output_mask, shapes, x.dtype)
         if pointwise:
@@ -768,8 +778,8 @@ def _conv_last_backward(grad_output, x, weight, options, padding_mode, output_ma
             if grad_input is not None:
                 _kernels.conv_last_input_gradient(call.plan, grad_output, raw, grad_input)
             if grad_weight is not None:
-                _kernels.conv_last_weight_gradient(call.plan, grad_output, x, grad_weight, grad_bias)
-            elif grad_bias is not None:
+                _kernels.conv_last_weight_gradient(call.plan, grad_output, x, grad_weight)
+            if grad_bias is not None:
                 _kernels.channel_sums(grad_output, grad_bias, grad_output.size // grad_bias.size)
         return tuple(map(_delivered, outs, targets))
     grads = _conv_backward(

@@ -168,10 +168,14 @@ cdef enum:
     MAX_PARTIAL = 8 << 20  # bytes of the shares' sums, where there is more than one
 
 
+cdef ptrdiff_t partial_shares(ConvPlan plan, ptrdiff_t most):
+    """Shares, at most, that a weight gradient is summed over."""
+    return max(<ptrdiff_t>1, min(most, <ptrdiff_t>(MAX_PARTIAL // (plan.weight_size * plan.es))))
+
+
 cdef ptrdiff_t image_shares(ConvPlan plan):
     """Shares of the images that a weight gradient by groups is summed over."""
-    cdef size_t weights = plan.weight_size * plan.es
-    return max(<ptrdiff_t>1, min(plan.n, ceil_div(16, plan.groups), <ptrdiff_t>(MAX_PARTIAL // weights)))
+    return partial_shares(plan, min(plan.n, ceil_div(16, plan.groups)))
 
 
 # ---- depthwise ----

@@ -202,7 +202,8 @@ cdef void last_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept 
     cdef const fc_sweep *s = j.sweep
     cdef kernels_t k = j.k
     cdef size_t es = j.es
-    cdef ptrdiff_t rows = s.out[0] * s.out[1], total = s.n * rows, c = j.channels, step = s.step[2] * c, i, n, o, begin
+    cdef ptrdiff_t rows = s.out[0] * s.out[1], total = s.n * rows, c = j.channels, step = s.step[2] * c
+    cdef ptrdiff_t i, n, o, t, missing
     cdef char *sums = j.y + task * j.taps * c * es
     cdef const char *x
     cdef const char *g
@@ -220,21 +221,20 @@ cdef void last_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept 
             if r.first <= o < r.last:
                 continue
             k.depthwise_pixels_dot(taps_of(s, &r, o, True), r.some, c, 1, x + o * step * es, 0, g + o * c * es, sums)
-            begin = taps_of(s, &r, o, False)
-            for t in range(begin):
+            missing = taps_of(s, &r, o, False)
+            for t in range(missing):
                 r.some[t].x = 0
-            k.depthwise_pixels_dot(begin, r.some, c, 1, j.zeros, 0, g + o * c * es, sums)
+            k.depthwise_pixels_dot(missing, r.some, c, 1, j.zeros, 0, g + o * c * es, sums)
 
 
 def conv_last_weight_gradient(ConvPlan plan not None, ndarray grad_output not None, ndarray x not None,
-                              ndarray grad_weight not None, ndarray grad_bias):
+                              ndarray grad_weight not None):
     """`conv_weight_gradient` of arrays (n, ..., c), a filter a channel."""
     cdef LastJob j
     cdef int threads = threads_for(DEPTHWISE_WORK * plan.flops)
     cdef ptrdiff_t weights = plan.weight_size, rows = plan.n * plan.out[0] * plan.out[1]
     j.k, j.es, j.channels, j.taps, j.sweep = plan.k, plan.es, plan.groups, plan.taps, &plan.output
-    j.shares = min(<ptrdiff_t>LAST_SHARES, <ptrdiff_t>(MAX_PARTIAL // (weights * j.es)))
-    j.shares = max(<ptrdiff_t>1, min(rows, j.shares))
+    j.shares = partial_shares(plan, min(rows, <ptrdiff_t>LAST_SHARES))
     j.x, j.grad_output = read(x, j.es, plan.x_size), read(grad_output, j.es, plan.out_size)
     cdef char *out = written(grad_weight, j.es, weights)
     cdef size_t partial = aligned(j.shares * weights * j.es), zeros = aligned(j.channels * j.es)
@@ -248,5 +248,3 @@ def conv_last_weight_gradient(ConvPlan plan not None, ndarray grad_output not No
         pairwise(j.k, j.es, j.y, weights, j.shares, weights)
         j.k.transpose(j.y, j.channels, j.taps, j.channels, out, j.taps)
     release(arena)
-    if grad_bias is not None:
-        channel_sums(grad_output, grad_bias, rows * plan.out[2])

@@ -225,20 +225,28 @@ cdef void unmap(Arena arena):
     free(arena.memory)
 
 
+cdef int smallest(const Arena *pool, int count, size_t least, size_t most) noexcept:
+    """The smallest arena of a pool that has so many bytes, or -1."""
+    cdef int i, best = -1
+    for i in range(count):
+        if (pool[i].memory != NULL and least <= pool[i].size <= most
+                and (best < 0 or pool[i].size < pool[best].size)):
+            best = i
+    return best
+
+
 cdef Arena lease(size_t size) except *:
     """An arena of at least `size` bytes: the smallest idle one that fits, or a new one in place of the largest."""
     global mapped, most_mapped
-    cdef int i, best = -1, largest = -1
+    cdef int i, best = smallest(idle, MAX_ARENAS, size, <size_t>-1), largest = -1
     cdef Arena arena
-    for i in range(MAX_ARENAS):
-        if idle[i].memory != NULL and idle[i].size >= size and (best < 0 or idle[i].size < idle[best].size):
-            best = i
-        if idle[i].memory != NULL and (largest < 0 or idle[i].size > idle[largest].size):
-            largest = i
     if best >= 0:
         arena = idle[best]
         idle[best].memory = NULL
         return arena
+    for i in range(MAX_ARENAS):
+        if idle[i].memory != NULL and (largest < 0 or idle[i].size > idle[largest].size):
+            largest = i
     if size > <size_t>1 << 62:
         raise MemoryError(f"fastconv: a workspace of {size} bytes cannot be had")
     if largest >= 0:
@@ -269,7 +277,7 @@ cdef void release(Arena arena):
 
 
 # ---- results: the pages of a fresh array fault at their first touch (103 MB: 45 ms, where ReLU itself takes 4), so the
-# ---- memory of large results that nobody holds any more serves the next of the same size ----
+# ---- memory of large results that nobody holds any more serves the next of nearly their size ----
 
 cdef enum:
     MAX_SPARE = 32
@@ -291,31 +299,28 @@ cdef class Block:
         global turn
         cdef size_t kept = self.arena.size
         cdef int i, slot = -1
+        if kept > SPARE_CAP:
+            free(self.arena.memory)
+            return
         for i in range(MAX_SPARE):
-            kept += spare[i].size if spare[i].memory != NULL else 0
             if spare[i].memory == NULL:
                 slot = i
-        while slot < 0 or self.arena.size < kept and kept > SPARE_CAP:
+            else:
+                kept += spare[i].size
+        while slot < 0 or kept > SPARE_CAP:
             slot, turn = turn, (turn + 1) % MAX_SPARE
             if spare[slot].memory != NULL:
                 kept -= spare[slot].size
                 free(spare[slot].memory)
                 spare[slot].memory = NULL
-        if kept > SPARE_CAP:
-            free(self.arena.memory)
-        else:
-            spare[slot] = self.arena
+        spare[slot] = self.arena
 
 
 cdef Block large_block(size_t bytes):
     """The smallest memory kept that fits without much waste, or new one."""
     cdef Block block = Block()
     cdef size_t size = (bytes + ROUND - 1) // ROUND * ROUND
-    cdef int i, best = -1
-    for i in range(MAX_SPARE):
-        if (spare[i].memory != NULL and size <= spare[i].size <= size + size // 4
-                and (best < 0 or spare[i].size < spare[best].size)):
-            best = i
+    cdef int best = smallest(spare, MAX_SPARE, size, size + size // 4)
     if best >= 0:
         block.arena = spare[best]
         spare[best].memory = NULL

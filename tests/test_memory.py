@@ -208,6 +208,15 @@ def test_results_of_other_sizes_give_way():
     fastconv.empty_cache()
 
 
+def test_a_result_beyond_the_cap_drives_none_out():
+    fastconv.empty_cache()
+    fastconv.relu(np.zeros((1000, 500), np.float32))
+    kept = _kernels.cached_bytes()
+    fastconv.relu(np.zeros((280 * MIB // 4,), np.float32))
+    assert _kernels.cached_bytes() == kept
+    fastconv.empty_cache()
+
+
 def test_large_results_are_kept_up_to_a_cap():
     fastconv.empty_cache()
     results = [fastconv.relu(np.zeros((1, 1, 2900 + i, 3000), np.float32)) for i in range(12)]
