@@ -44,6 +44,7 @@ HELD_ROWS = 192 << 10  # bytes of row panels that stay in a second-level cache o
 SHALLOW = 129  # K below which the output is most of the traffic: it had better be written row by row
 SLICE = 384  # K a slice: a row panel of 8 x 384 is 12 KiB of L1, and C is touched once in 384 multiply-adds
 TASKS = 16  # enough for eight threads to share evenly
+ROW_TASKS = 32  # blocks of the same pixels cost less: what was packed for one serves the next
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
 COPIED_BYTES = 8 << 20  # of a weight gradient's input rows under a block
 TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a block
@@ -165,7 +166,7 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int, int]:
     least = 1 if narrow and s.rows * kc * tile.item <= HELD_ROWS else 2
     panels = min(panels, max(least, all_panels * groups // TASKS))
     tasks = groups * math.ceil(all_panels / panels)
-    row_blocks = min(math.ceil(TASKS / tasks), max(1, s.rows // (4 * tile.mr)))
+    row_blocks = min(math.ceil(ROW_TASKS / tasks), max(1, s.rows // (2 * tile.mr)))
     held = 1 if depth < SHALLOW or not narrow else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
     return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr), held * tile.mr, s.abreast
 

@@ -10,7 +10,7 @@ sweep owns a block of pixels and a block of rows:
 
     for each slice of K = (tap, channel), kc long:
         pack the slice's pixels                         B[panel][kc][nr], half of the L2 cache
-        (or take them where all threads packed all of them, if several blocks of rows need the same few)
+        (or find them, where several blocks of rows need the same few and the thread has packed them for another)
         for each block of row panels, for each pixel panel, for each row panel of the block:
             C[mr][nr] += A * B                          the micro-kernel
 
@@ -222,9 +222,8 @@ cdef struct SweepJob:
     int activation
     double slope
     char *packed  # weights; NULL: not yet
-    char *pixels  # packed before, where tasks of several blocks of rows need the same; NULL: by each task
-    size_t pixels_size  # of one group of one sweep, in bytes
-    size_t b_size, runs_size  # parts of a thread's scratch, in bytes
+    ptrdiff_t kept  # blocks of pixels that a thread keeps packed for other blocks of rows: all, one or none
+    size_t b_size, runs_size, block_size  # parts of a thread's scratch, in bytes
 
 
 cdef inline ptrdiff_t sweep_pixels(const fc_sweep *s) noexcept nogil:
@@ -322,7 +321,8 @@ cdef inline ptrdiff_t output_offset(const fc_sweep *s, const fc_run *r) noexcept
 
 cdef enum:
     TOGETHER = 48  # pixels whose panels are packed together: neighbouring lines of a channel are then read at once
-    SHARED_PIXELS = 4 << 20  # bytes of packed pixels that are kept for all blocks of rows
+    KEPT_BLOCK = 4 << 20  # bytes of a block of pixels, at most, that a thread keeps for the next block of rows,
+    KEPT_BLOCKS = 1 << 20  # or of all blocks
     PANEL_SLACK = 16  # elements behind a panel, which the last vector that is packed may spill into
 
 
@@ -432,58 +432,11 @@ cdef inline ptrdiff_t slice_start(ptrdiff_t depth, ptrdiff_t slice_, ptrdiff_t s
     return depth * slice_ // slices
 
 
-cdef inline char *shared_block(const SweepJob *j, const fc_sweep *s, ptrdiff_t g, ptrdiff_t block, ptrdiff_t slice_,
-                               ptrdiff_t slices) noexcept nogil:
-    """Where a slice of a block of pixels lies in j.pixels[sweep][group][block][slice]."""
-    cdef ptrdiff_t depth = sweep_depth(s), panels = j.blocking.panels
-    cdef ptrdiff_t at = block * panels * (depth * j.k.nr + slices * PANEL_SLACK)
-    at += panels * (slice_start(depth, slice_, slices) * j.k.nr + slice_ * PANEL_SLACK)
-    return j.pixels + ((s - j.sweep) * j.groups + g) * j.pixels_size + at * j.es
-
-
-cdef void pack_pixels_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: one slice of one block of pixels of one group of one sweep."""
-    cdef SweepJob *j = <SweepJob *>job_
-    cdef const fc_sweep *s = j.sweep
-    cdef ptrdiff_t slices, slice_, block, g, depth, k0
-    while True:
-        slices = sweep_slices(j, s - (s - j.sweep) % j.blocking.abreast)
-        if task < j.groups * sweep_blocks(j, s) * slices:
-            break
-        task -= j.groups * sweep_blocks(j, s) * slices
-        s += 1
-    slice_, block, g = task % slices, task // slices % sweep_blocks(j, s), task // slices // sweep_blocks(j, s)
-    depth = sweep_depth(s)
-    k0 = slice_start(depth, slice_, slices)
-    pack_block(j, s, g, block * j.blocking.panels * j.k.nr, k0, slice_start(depth, slice_ + 1, slices) - k0,
-               shared_block(j, s, g, block, slice_, slices))
-
-
-cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: a block of pixels x a block of rows of one group of one sweep, or of two of neighbouring columns."""
-    cdef SweepJob *j = <SweepJob *>job_
-    cdef kernels_t k = j.k
-    cdef size_t es = j.es
-    cdef const fc_sweep *s = j.sweep
-    cdef ptrdiff_t nr = k.nr, p, i0, slice_, abreast = j.blocking.abreast
-    while task >= sweep_tasks(j, s):
-        task -= sweep_tasks(j, s)
-        s += abreast
-    cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), slices = sweep_slices(j, s)
-    cdef ptrdiff_t blocks = sweep_blocks(j, s), block = task // row_blocks % blocks, g = task // row_blocks // blocks
-    cdef ptrdiff_t pixel0 = block * j.blocking.panels * nr
-    cdef ptrdiff_t pixels = min(j.blocking.panels * nr, sweep_pixels(s) - pixel0)
-    cdef ptrdiff_t panels = ceil_div(pixels, nr), k0
-    cdef ptrdiff_t row0 = task % row_blocks * j.blocking.rows, row1 = min(row0 + j.blocking.rows, s.rows)
-    cdef PanelRuns *q = <PanelRuns *>(scratch + abreast * j.b_size)
+cdef void find_panels(const SweepJob *j, const fc_sweep *s, ptrdiff_t pixel0, ptrdiff_t pixels,
+                      PanelRuns *q) noexcept nogil:
+    """The panels of a block of pixels."""
+    cdef ptrdiff_t nr = j.k.nr, panels = ceil_div(pixels, nr), p
     cdef fc_run[64] run
-    cdef int w
-    cdef SweepBlock v
-    v.s, v.panel, v.tiles = s, q, scratch + abreast * j.b_size + j.runs_size
-    v.out = j.out + g * s.rows * s.out_channel * es
-    v.residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
-    v.bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
-
     for p in reversed(range(panels)):
         q[p].cols = min(nr, pixels - p * nr)
         q[p].count = merge_runs(s, run, find_runs(s, pixel0 + p * nr, q[p].cols, run), q[p].run)
@@ -491,6 +444,51 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
         q[p].beside = q[p].count == 1 and s.out_pixel[2] == 1
         if q[p].beside and p + 1 < panels and q[p + 1].beside and q[p + 1].at == q[p].at + nr:
             q[p].beside += q[p + 1].beside
+
+
+cdef struct PackedBlock:
+    ptrdiff_t number  # of a block of pixels that a thread has packed; -1: none
+    PanelRuns[1] panel  # all of its panels
+
+
+cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: a block of pixels x a block of rows of one group of one sweep, or of two of neighbouring columns.
+
+    Threads share no packed pixels, as a line that another core has read takes long to write: each packs what it needs,
+    and keeps it.  Of a few pixels it keeps all, and takes a block of rows after the other, so that it writes the whole
+    of their lines; of more, a block for all blocks of rows.
+    """
+    cdef SweepJob *j = <SweepJob *>job_
+    cdef kernels_t k = j.k
+    cdef size_t es = j.es
+    cdef const fc_sweep *s = j.sweep
+    cdef ptrdiff_t nr = k.nr, number = task, p, i0, slice_, abreast = j.blocking.abreast
+    while task >= sweep_tasks(j, s):
+        task -= sweep_tasks(j, s)
+        s += abreast
+    cdef ptrdiff_t row_blocks = ceil_div(s.rows, j.blocking.rows), slices = sweep_slices(j, s)
+    cdef ptrdiff_t blocks = sweep_blocks(j, s), g = task // (row_blocks * blocks), block, row0, row1
+    task -= g * row_blocks * blocks
+    block, row0 = task // row_blocks, task % row_blocks * j.blocking.rows
+    if j.kept > 1:
+        block, row0, scratch = task % blocks, task // blocks * j.blocking.rows, scratch + task % blocks * j.block_size
+    row1 = min(row0 + j.blocking.rows, s.rows)
+    number += block - task
+    cdef ptrdiff_t pixel0 = block * j.blocking.panels * nr
+    cdef ptrdiff_t pixels = min(j.blocking.panels * nr, sweep_pixels(s) - pixel0)
+    cdef ptrdiff_t panels = ceil_div(pixels, nr), k0
+    cdef PackedBlock *known = <PackedBlock *>scratch
+    cdef PanelRuns *q = known.panel
+    cdef char *b = scratch + j.runs_size
+    cdef bint packed = known.number == number
+    cdef int w
+    cdef SweepBlock v
+    v.s, v.panel, v.tiles = s, q, b + abreast * j.b_size
+    v.out = j.out + g * s.rows * s.out_channel * es
+    v.residual = NULL if j.residual == NULL else j.residual + g * s.rows * s.out_channel * es
+    v.bias = NULL if j.bias == NULL else j.bias + g * s.rows * es
+    if not packed:
+        find_panels(j, s, pixel0, pixels, q)
 
     for slice_ in range(slices):
         v.first, v.last = slice_ == 0, slice_ == slices - 1
@@ -500,10 +498,10 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             v.kc[w] = slice_start(v.depth[w], slice_ + 1, slices) - k0
             v.a[w] = j.packed + (s[w].packed + g * packed_size(k, &s[w]) + k0 * k.mr) * es
             v.b_stride[w] = v.kc[w] * nr + PANEL_SLACK
-            if j.pixels != NULL:
-                v.b[w] = shared_block(j, &s[w], g, block, slice_, slices)
-            else:
-                v.b[w] = scratch + w * j.b_size
+            v.b[w] = b + w * j.b_size
+            if j.kept:
+                v.b[w] += j.blocking.panels * (k0 * nr + slice_ * PANEL_SLACK) * es
+            if not packed:
                 pack_block(j, &s[w], g, pixel0, k0, v.kc[w], v.b[w])
         for i0 from row0 <= i0 < row1 by j.blocking.held:
             p = 0
@@ -515,38 +513,38 @@ cdef void sweep_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
                 else:
                     sweep_scattered(j, &v, q + p, i0, min(i0 + j.blocking.held, row1))
                 p += max(q[p].beside, <ptrdiff_t>1) if abreast == 1 else 1
+    if j.kept:
+        known.number = number
 
 
 cdef int run_sweeps(SweepJob *j, double flops) except -1:
-    cdef ptrdiff_t depth = 0, tasks = 0, shared_tasks = 0, slices
-    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch, shared
+    cdef ptrdiff_t depth = 0, slices = 1, blocks = 1, tasks = 0
+    cdef size_t packed = 0 if j.packed != NULL else packed_bytes(j), scratch
     cdef int i, threads = threads_for(flops)
-    j.pixels_size = 0
     for i in range(j.sweeps):
-        slices = sweep_slices(j, &j.sweep[i - i % j.blocking.abreast])
-        shared_tasks += j.groups * sweep_blocks(j, &j.sweep[i]) * slices
-        depth = max(depth, sweep_depth(&j.sweep[i]))
-        j.pixels_size = max(j.pixels_size, aligned(sweep_blocks(j, &j.sweep[i]) * j.blocking.panels * j.es
-                                                   * (sweep_depth(&j.sweep[i]) * j.k.nr + slices * PANEL_SLACK)))
+        depth, blocks = max(depth, sweep_depth(&j.sweep[i])), max(blocks, sweep_blocks(j, &j.sweep[i]))
     for i from 0 <= i < j.sweeps by j.blocking.abreast:
+        slices = max(slices, sweep_slices(j, &j.sweep[i]))
         tasks += sweep_tasks(j, &j.sweep[i])
-    shared = j.sweeps * j.groups * j.pixels_size
-    if j.blocking.rows >= j.sweep.rows or shared > SHARED_PIXELS:
-        shared = 0
-    j.b_size = aligned((min(j.blocking.kc, depth) * j.k.nr + PANEL_SLACK) * j.blocking.panels * j.es)
-    j.runs_size = aligned(j.blocking.panels * sizeof(PanelRuns))
-    scratch = j.blocking.abreast * j.b_size + j.runs_size
-    scratch += aligned((j.k.mr + (j.blocking.held if j.blocking.abreast == 2 else 0)) * j.k.nr * j.es)
-    cdef Arena arena = lease(packed + shared + threads * scratch)
+    j.b_size = aligned((depth * j.k.nr + slices * PANEL_SLACK) * j.blocking.panels * j.es)
+    j.kept = j.blocking.rows < j.sweep.rows and j.blocking.abreast * j.b_size <= KEPT_BLOCK
+    if j.kept and blocks * j.blocking.abreast * j.b_size <= KEPT_BLOCKS:
+        j.kept = blocks
+    if not j.kept:
+        j.b_size = aligned((min(j.blocking.kc, depth) * j.k.nr + PANEL_SLACK) * j.blocking.panels * j.es)
+    j.runs_size = aligned(sizeof(PackedBlock) + j.blocking.panels * sizeof(PanelRuns))
+    j.block_size = j.runs_size + j.blocking.abreast * j.b_size
+    j.block_size += aligned((j.k.mr + (j.blocking.held if j.blocking.abreast == 2 else 0)) * j.k.nr * j.es)
+    scratch = max(<ptrdiff_t>1, j.kept) * j.block_size
+    cdef Arena arena = lease(packed + threads * scratch)
     cdef char *memory = <char *>arena.memory
-    j.pixels = memory + packed if shared else NULL
+    for i in range(threads * max(<ptrdiff_t>1, j.kept)):
+        (<PackedBlock *>(memory + packed + i * j.block_size)).number = -1
     with nogil:
         if packed:
             j.packed = memory
             pack_weights(j, threads)
-        if shared:
-            run_tasks(pack_pixels_task, j, shared_tasks, threads if shared > 65536 else 1, NULL, 0)
-        run_flushed(sweep_task, j, tasks, threads, memory + packed + shared, scratch)
+        run_flushed(sweep_task, j, tasks, threads, memory + packed, scratch)
     release(arena)
     return 0
 
