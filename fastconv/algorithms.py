@@ -47,8 +47,8 @@ TASKS = 16  # enough for eight threads to share evenly
 ROW_TASKS = 32  # blocks of the same pixels cost less: what was packed for one serves the next
 PARTIAL_BYTES = 8 << 20  # copies of a weight gradient that are summed at the end
 COPIED_BYTES = 8 << 20  # of a weight gradient's input rows under a block
-TRANSFORMED_BYTES = 4 << 20  # of transformed tiles between the two phases of a block
-MAX_TRANSFORMED = 8 << 20  # where a block is a single patch of many channels
+TRANSFORMED_BYTES = 4 << 20  # of transformed tiles of a task, or of a block of the weight gradient
+MAX_TRANSFORMED = 8 << 20  # where that is a single patch of many channels
 TASK_TILES = 64  # tiles a product task: 36 x 64 x 48 products are 442 KiB
 TASK_ELEMENTS = 128 * 16  # tiles times nr of a task that uses filters once: 36 x 128 x 16 products are 295 KiB
 TASK_PANELS = 8  # such tasks at least
@@ -67,7 +67,7 @@ SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without wh
 
 
 _GEMM, _DIRECT = ("kc", "panels", "rows", "held", "abreast"), ("rows",)
-_WINOGRAD = ("r", "m", "axis", "planes", "tiles high", "tiles wide", "patches a block", "patches a task")
+_WINOGRAD = ("r", "m", "axis", "planes", "tiles high", "tiles wide", "patches")
 BLOCKING = {  # what the numbers of a blocking are
     ("output", "gemm"): _GEMM,
     ("input_gradient", "gemm"): _GEMM,
@@ -236,13 +236,13 @@ def winograd_tile(name: str, g: ConvGeometry, size: Size) -> tuple[int, int, int
     return min(tiles, key=lambda tile: math.prod(tile[1:]))
 
 
-def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int, int, int]:
-    """Blocking (r, m, axis, planes, tiles high, tiles wide, patches a block, patches a task) of a Winograd pass.
+def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int, int, int, int, int, int]:
+    """Blocking (r, m, axis, planes, tiles high, tiles wide, patches) of a Winograd pass.
 
     A plane of a patch has about 32 tiles, up to 16 in a row, or eight times as many columns; where planes are summed a
-    patch is a task. A block's transformed tiles stay in the third-level cache between the phases, and a task's products
-    in the second-level one. Where one task can take all tiles of several panels of filters, it transforms these itself,
-    unless they are packed.
+    patch is a task. A task's products stay in the second-level cache, its transformed tiles in the third-level one, as
+    do a block's of the weight gradient. Where one task can take all tiles of several panels of filters, it transforms
+    these itself, unless they are packed.
     """
     ic, oc = (_whole(c // g.groups, tile.lanes) for c in (g.ic, g.oc))
     size, channels = (g.in_size, oc) if name == "input_gradient" else (g.out_size, ic)
@@ -266,13 +266,14 @@ def winograd_blocking(name: str, g: ConvGeometry, tile: Tile) -> tuple[int, int,
     patch_h = _split(tiles_h, max(1, min(patch_tiles, max(1, most // g.kernel[0])) // patch_w), 1)
     tiles = patch_h * patch_w
     planes = _split(size[0], min(DEEP_TILES // tiles, most // tiles - g.kernel[0] + 1), 1) if deep else 1
-    block = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
-    task = 1 if deep else max(1, min(block, task_tiles // tiles))
+    together = max(1, TRANSFORMED_BYTES // ((planes + g.kernel[0] - 1) * tiles * tile_bytes))
+    if name != "weight_gradient":
+        together = 1 if deep else max(1, min(together, task_tiles // tiles))
     patches = g.n * size[0] * residues * math.ceil(tiles_h / patch_h) * math.ceil(tiles_w / patch_w)
     once = 0 < patches * tiles <= min(TASK_ELEMENTS // tile.nr, MAX_TRANSFORMED // tile_bytes)
     if once and not deep and (ic if name == "input_gradient" else oc) >= TASK_PANELS * tile.nr:
-        block = task = patches
-    return r, m, axis, planes, patch_h, patch_w, max(block // task, 1) * task, task
+        together = patches
+    return r, m, axis, planes, patch_h, patch_w, together
 
 
 def winograd_residues(g: ConvGeometry, size: Size) -> int:

@@ -40,7 +40,7 @@ cdef struct Winograd:
     ptrdiff_t r, m  # filters r x r, tiles m x m; r is 0 where the pass is computed otherwise
     ptrdiff_t axis  # 0, or that of a filter along a line: 1, a column, 2, a row, or 3, a row's residues side by side
     ptrdiff_t planes, tiles_h, tiles_w  # of a patch; along a line, and lines
-    ptrdiff_t block_patches, task_patches
+    ptrdiff_t patches  # a task of output or input gradient, a block of the weight gradient
 
 
 cdef Blocking sweep_blocking(values):
@@ -51,7 +51,7 @@ cdef Blocking sweep_blocking(values):
 
 cdef Winograd winograd_blocking(values):
     cdef Winograd w
-    w.r, w.m, w.axis, w.planes, w.tiles_h, w.tiles_w, w.block_patches, w.task_patches = values
+    w.r, w.m, w.axis, w.planes, w.tiles_h, w.tiles_w, w.patches = values
     return w
 
 

@@ -14,12 +14,17 @@ Lanes are channels: V and D are operands of the micro-kernel as they leave the t
 the product are tiles, [c / lanes][t][lanes] in the weight gradient, whose sum is over them.
 
 Tiles are numbered patch by patch, a patch being a box of planes x tiles_h x tiles_w tiles of one image (tiles beyond
-the border are zeros and are not stored); V has the planes that its filters reach, too, each patch its own.  A block of
-patches goes through two phases, each with its tasks:
+the border are zeros and are not stored); V has the planes that its filters reach, too, each patch its own.  Output
+and input gradient have one kind of task:
 
-    1. task = a plane of a patch x some channels     image -> patch, transposed -> V (and D), shared by all threads
-    2. task = some patches x a panel of nr           the products into the thread's own M, which stays in L2 -> Y
-       weight gradient: task = a point x a plane of filters x some channels: dU[p] += V[p]^T D[p]
+    some patches x a panel of nr rows       image -> patch, transposed -> V; the products into M, which stays in L2 -> Y
+
+Panels of the same patches follow one another, so that a thread transforms these once: V is its own, as lines that other
+cores have read take long to write.  In the weight gradient, which sums over the patches, a block of them goes through
+two phases:
+
+    1. a plane of a patch x some channels                    V and D, shared by all threads
+    2. a point x a plane of filters x some channels          dU[p] += V[p]^T D[p]
 
 A filter along a line, 1 x k or k x 1, has tiles that follow one another along the lines, of which a patch has some: of
 up to five taps tiles of a column, of up to nine those of a 3 x 3 filter (micro/winograd.h), 12 outputs each.
@@ -37,6 +42,7 @@ cdef enum:
     SUMMED = 128  # products, at most, that are summed in registers; for 5x5 filters, which round more, half as many
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
     MAX_PADDED = 8 << 20  # and that may lie beyond the memory rule's six times the weights, where rows are few
+    V_OFFSET = 64  # bytes of a thread's scratch, before V
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
 
@@ -56,8 +62,9 @@ cdef struct WinogradJob:
     ptrdiff_t in_d, in_h, in_w, out_d, out_h, out_w, pad_d, pad_h, pad_w
     ptrdiff_t[2] dilation, residues  # of which there are no more than outputs
     ptrdiff_t tiles, patch_tiles, v_tiles, planes_in  # of a plane of a patch, of a patch, of it in V; planes of V
-    ptrdiff_t patches_d, patches_h, patches_w, patches, patch0, count  # patches of an image, of all; this block's
-    ptrdiff_t chunk  # channels a task of phase 1
+    ptrdiff_t patches_d, patches_h, patches_w, patches  # of an image, of all
+    ptrdiff_t patch0, count  # of the weight gradient's block
+    ptrdiff_t chunk  # channels of a task that transforms
     ptrdiff_t line  # rows whose transformed filters share cache lines
     ptrdiff_t width  # rows of a panel: nr, or what cuts the rows into even panels
     const char *x
@@ -80,7 +87,7 @@ cdef struct WinogradJob:
     char *d
     ptrdiff_t u_plane, v_plane, v_stride, v_channel, d_plane, m_plane, u_stride  # in elements; V of tiles, channels
     size_t u_size  # of a group, in bytes
-    size_t patch_size, m_size  # parts of a thread's scratch, in bytes
+    size_t v_size, patch_size, m_size  # parts of a thread's scratch, in bytes
 
 
 cdef inline ptrdiff_t odd_lines(ptrdiff_t elements, size_t es) noexcept nogil:
@@ -134,25 +141,23 @@ cdef inline void patch_position(const WinogradJob *j, ptrdiff_t patch, fc_image 
     n[0], d[0] = rest // j.patches_d, rest % j.patches_d * j.w.planes
 
 
-cdef void image_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: V of one plane of a patch of the block and a chunk of channels."""
-    cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), patch = task // chunks // j.planes_in, n, d, c
-    cdef ptrdiff_t i = task // chunks % j.planes_in, plane = j.in_h * j.in_w
+cdef void transform_image(const WinogradJob *j, ptrdiff_t patch, ptrdiff_t i, ptrdiff_t c0, ptrdiff_t c1, char *v,
+                          char *scratch) noexcept nogil:
+    """V of the i-th plane of a patch and some channels; the patch's V starts at v."""
+    cdef ptrdiff_t plane = j.in_h * j.in_w, n, d, c
     cdef int rows = <int>(j.high + j.reach_h), cols = <int>(j.wide + j.reach_w)
     cdef fc_image image
-    patch_position(j, j.patch0 + patch, &image, &n, &d)
+    patch_position(j, patch, &image, &n, &d)
     d += i - j.pad_d
     image.row -= j.pad_h
     image.col -= j.pad_w
     image.height, image.width, image.plane = j.in_h if 0 <= d < j.in_d else 0, j.in_w, j.in_d * plane
-    for c from task % chunks * j.chunk <= c < min((task % chunks + 1) * j.chunk, j.channels) by j.k.lanes:
+    for c from c0 <= c < c1 by j.k.lanes:
         image.channels = <int>min(<ptrdiff_t>j.k.lanes, j.channels - c)
         j.k.load_patch(&image, j.x + (((n * j.groups + j.group) * j.channels + c) * j.in_d + d) * plane * j.es, rows,
                        cols, scratch)
         j.k.winograd_input(tile_points(j), &j.in_tiles, scratch,
-                           j.v + ((patch * j.v_tiles + i * j.tiles) * j.v_stride + c * j.v_channel) * j.es, j.v_plane,
-                           j.v_stride)
+                           v + (i * j.tiles * j.v_stride + c * j.v_channel) * j.es, j.v_plane, j.v_stride)
 
 
 cdef void multiply_tiles(const WinogradJob *j, const char *v, const char *u, ptrdiff_t taps, ptrdiff_t channels,
@@ -189,21 +194,30 @@ cdef inline ptrdiff_t summed_together(const WinogradJob *j, ptrdiff_t n) noexcep
 
 
 cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: the outputs of task_patches patches of the block and a panel of nr rows."""
+    """Task: the outputs of some patches and a panel of nr rows."""
     cdef WinogradJob *j = <WinogradJob *>job_
     cdef kernels_t k = j.k
     cdef size_t es = j.es
-    cdef ptrdiff_t blocks = ceil_div(j.count, j.w.task_patches), nr = k.nr, plane = j.out_h * j.out_w
-    cdef ptrdiff_t patch0 = task % blocks * j.w.task_patches, patch1 = min(patch0 + j.w.task_patches, j.count)
-    cdef ptrdiff_t panel = task // blocks, row0 = panel * j.width, cols = min(j.width, whole_lanes(j, j.rows - row0))
-    cdef ptrdiff_t tiles = (patch1 - patch0) * j.patch_tiles
+    cdef ptrdiff_t panels = ceil_div(j.rows, j.width), nr = k.nr, plane = j.out_h * j.out_w
+    cdef ptrdiff_t patch0 = task // panels * j.w.patches, patch1 = min(patch0 + j.w.patches, j.patches)
+    cdef ptrdiff_t row0 = task % panels * j.width, cols = min(j.width, whole_lanes(j, j.rows - row0))
+    cdef ptrdiff_t tiles = (patch1 - patch0) * j.patch_tiles, number = j.group * j.patches + patch0
     cdef ptrdiff_t c, i, col, n, d, at, patch
     cdef int height = <int>j.high, width = <int>j.wide
     cdef fc_image image
-    cdef char *residual = scratch + j.patch_size
+    cdef ptrdiff_t *known = <ptrdiff_t *>scratch  # the patches whose V the thread has; -1: none
+    cdef char *v = scratch + V_OFFSET
+    cdef char *y = v + j.v_size
+    cdef char *residual = y + j.patch_size
     cdef char *products = residual + (0 if j.residual == NULL else j.patch_size)
-    cdef const char *v = j.v + patch0 * j.v_tiles * j.v_stride * es
     cdef char *u = products + j.m_size
+    if not j.finite:
+        return
+    if known[0] != number:
+        for patch in range(patch0, patch1):
+            for i in range(j.planes_in):
+                transform_image(j, patch, i, 0, j.channels, v + (patch - patch0) * j.v_tiles * j.v_stride * es, y)
+        known[0] = number
     if j.fused:
         for i in range(j.taps):
             for c from 0 <= c < j.channels by j.chunk:
@@ -212,11 +226,11 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                 multiply_tiles(j, v + (i * j.tiles * j.v_stride + c) * es, u, 1, min(j.chunk, j.channels - c), j.chunk,
                                tiles, cols, i > 0 or c > 0, products)
     else:
-        multiply_tiles(j, v, j.u + panel * nr * j.taps * j.channels * es, j.taps, j.channels,
+        multiply_tiles(j, v, j.u + task % panels * nr * j.taps * j.channels * es, j.taps, j.channels,
                        j.chunk if j.used_once else summed_together(j, j.channels), tiles, cols, False, products)
     image.height, image.width, image.plane = j.out_h, j.out_w, j.out_d * plane
     for patch in range(patch0, patch1):
-        patch_position(j, j.patch0 + patch, &image, &n, &d)
+        patch_position(j, patch, &image, &n, &d)
         for i in range(min(j.w.planes, j.out_d - d)):
             for col from 0 <= col < cols by k.lanes:
                 image.channels = <int>min(<ptrdiff_t>k.lanes, j.rows - row0 - col)
@@ -225,14 +239,14 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
                                          products + (((patch - patch0) * j.w.planes + i) * j.tiles * nr + col) * es,
                                          j.m_plane, nr, &j.out_tiles,
                                          NULL if j.bias == NULL else j.bias + (row0 + col) * es, image.channels,
-                                         scratch):
+                                         y):
                     j.finite = 0
                 if j.residual != NULL:
                     k.load_patch(&image, j.residual + at, height, width, residual)
                 if j.activation or j.residual != NULL:
-                    k.epilogue(scratch, 0, 1, height * width * k.lanes, NULL,
+                    k.epilogue(y, 0, 1, height * width * k.lanes, NULL,
                                NULL if j.residual == NULL else residual, j.activation, j.slope)
-                k.store_patch(&image, scratch, height, width, j.y + at)
+                k.store_patch(&image, y, height, width, j.y + at)
 
 
 cdef inline ptrdiff_t tile_length(const WinogradJob *j) noexcept nogil:
@@ -270,9 +284,9 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.wide)
     j.residues[0], j.residues[1] = min(j.dilation[0], j.out_h), min(j.dilation[1], j.out_w)
     j.patches = j.n * j.patches_d * j.residues[0] * j.residues[1] * j.patches_h * j.patches_w
-    j.w.block_patches = min(j.w.block_patches, j.patches)
+    j.w.patches = min(j.w.patches, j.patches)
     j.v_stride, j.v_channel = whole_lanes(j, j.channels), 1
-    j.v_plane = odd_lines(j.w.block_patches * j.v_tiles * j.v_stride, j.es)
+    j.v_plane = odd_lines(j.w.patches * j.v_tiles * j.v_stride, j.es)
     j.chunk = CHANNELS
     j.line = max(<ptrdiff_t>j.k.lanes, <ptrdiff_t>(64 // j.es))
     j.width = whole_lanes(j, ceil_div(j.rows, ceil_div(j.rows, j.k.nr)))
@@ -293,7 +307,7 @@ cdef void plan_filters(WinogradJob *j, bint packed) noexcept nogil:
     plan_patches(j)
     cdef ptrdiff_t u = j.points * ceil_div(j.rows, j.k.nr) * j.k.nr * j.taps * j.channels * j.es
     cdef ptrdiff_t weights = j.groups * j.rows * j.taps * j.filter * j.channels * j.es
-    j.used_once = j.patches <= min(j.w.task_patches, j.w.block_patches) or u > MAX_PADDED + 6 * weights
+    j.used_once = j.patches <= j.w.patches or u > MAX_PADDED + 6 * weights
     j.fused = j.used_once and not packed
     if j.fused:
         j.width = even_panels(j)
@@ -318,20 +332,19 @@ cdef void pack_filters(WinogradJob *j, int threads) noexcept nogil:
 
 cdef int run_winograd(WinogradJob *j, double flops) except -1:
     """Y of all groups; returns whether all of it is finite."""
-    cdef ptrdiff_t panels, tiles, chunks
+    cdef ptrdiff_t tasks
     cdef int threads = threads_for(flops), g
     plan_filters(j, j.packed != NULL)
-    panels = ceil_div(j.rows, j.width)
-    tiles = min(j.w.task_patches, j.w.block_patches) * j.patch_tiles
-    chunks = ceil_div(j.channels, j.chunk)
-    j.m_plane = odd_lines(tiles * j.k.nr, j.es)
-    j.m_size = aligned(j.points * j.m_plane * j.es)
-    cdef size_t u = 0 if j.fused or j.packed != NULL else j.u_size, v = aligned(j.points * j.v_plane * j.es)
-    cdef size_t scratch = j.patch_size * (1 if j.residual == NULL else 2) + j.m_size + (j.u_size if j.fused else 0)
-    cdef Arena arena = lease(u + v + threads * scratch)
+    tasks = ceil_div(j.patches, j.w.patches) * ceil_div(j.rows, j.width)
+    j.m_plane = odd_lines(j.w.patches * j.patch_tiles * j.k.nr, j.es)
+    j.m_size, j.v_size = aligned(j.points * j.m_plane * j.es), aligned(j.points * j.v_plane * j.es)
+    cdef size_t u = 0 if j.fused or j.packed != NULL else j.u_size, scratch = V_OFFSET + j.v_size + j.m_size
+    scratch += j.patch_size * (1 if j.residual == NULL else 2) + (j.u_size if j.fused else 0)
+    cdef Arena arena = lease(u + threads * scratch)
     cdef const char *bias = j.bias
     cdef char *memory = <char *>arena.memory
-    j.v = memory + u
+    for g in range(threads):
+        (<ptrdiff_t *>(memory + u + g * scratch))[0] = -1
     with nogil:
         for g in range(j.groups):
             j.group = g
@@ -342,13 +355,7 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
             elif not j.fused:
                 j.u = memory
                 transform_filters(j, threads)
-            j.patch0 = 0
-            while j.patch0 < j.patches and j.finite:
-                j.count = min(j.w.block_patches, j.patches - j.patch0)
-                run_flushed(image_task, j, j.count * j.planes_in * chunks, threads, j.v + v, scratch)
-                run_flushed(product_tiles_task, j, ceil_div(j.count, j.w.task_patches) * panels, threads, j.v + v,
-                            scratch)
-                j.patch0 += j.count
+            run_flushed(product_tiles_task, j, tasks, threads, memory + u, scratch)
     release(arena)
     return j.finite
 
@@ -415,13 +422,16 @@ cdef int conv_winograd_input_gradient(ConvPlan plan, const char *grad_output, co
 cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: V of a plane of a patch and a chunk of input channels, or D and a chunk of output channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t images = j.count * j.planes_in * ceil_div(j.channels, j.chunk)
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), images = j.count * j.planes_in * chunks, c0, patch, n, d, c, i
     if task < images:
-        image_task(job_, task, scratch)
+        c0, patch = task % chunks * j.chunk, task // chunks // j.planes_in
+        transform_image(j, j.patch0 + patch, task // chunks % j.planes_in, c0, min(c0 + j.chunk, j.channels),
+                        j.v + patch * j.v_tiles * j.v_stride * j.es, scratch)
         return
     task -= images
-    cdef ptrdiff_t chunks = ceil_div(j.rows, j.chunk), patch = task // chunks // j.w.planes, n, d, c
-    cdef ptrdiff_t i = task // chunks % j.w.planes, tile = patch * j.patch_tiles + i * j.tiles
+    chunks = ceil_div(j.rows, j.chunk)
+    patch, i = task // chunks // j.w.planes, task // chunks % j.w.planes
+    cdef ptrdiff_t tile = patch * j.patch_tiles + i * j.tiles
     cdef ptrdiff_t plane = j.out_h * j.out_w
     cdef fc_image image
     patch_position(j, j.patch0 + patch, &image, &n, &d)
@@ -432,7 +442,7 @@ cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcep
         j.k.load_patch(&image, j.y + (((n * j.groups + j.group) * j.rows + c) * j.out_d + d) * plane * j.es,
                        <int>j.high, <int>j.wide, scratch)
         j.k.winograd_gradient(<int>j.w.m, &j.out_tiles, scratch,
-                              j.d + ((c // j.width * j.w.block_patches * j.patch_tiles + tile) * j.k.nr + c % j.width)
+                              j.d + ((c // j.width * j.w.patches * j.patch_tiles + tile) * j.k.nr + c % j.width)
                               * j.es,
                               j.d_plane, j.k.nr)
 
@@ -444,7 +454,7 @@ cdef void multiply_weights(const WinogradJob *j, ptrdiff_t p, ptrdiff_t tap, ptr
     cdef ptrdiff_t runs = 1 if j.taps == 1 else j.count, run = j.count // runs * j.patch_tiles, i, t
     cdef ptrdiff_t together = summed_together(j, run)
     cdef const char *v = j.v + (p * j.v_plane + tap * j.tiles * j.k.lanes + c0 * j.v_channel) * j.es
-    cdef const char *d = j.d + (p * j.d_plane + panel // j.width * j.k.nr * j.w.block_patches * j.patch_tiles) * j.es
+    cdef const char *d = j.d + (p * j.d_plane + panel // j.width * j.k.nr * j.w.patches * j.patch_tiles) * j.es
     for i in range(runs):
         for t from 0 <= t < run by together:
             j.k.gemm_blocks(min(together, run - t), v + (i * j.v_tiles + t) * j.k.lanes * j.es,
@@ -506,12 +516,12 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, c
     j.x, j.y = x, <char *>grad_output
     j.row_stride, j.channel_stride = plan.ic * plan.taps, plan.taps
     plan_patches(&j)
-    j.v_stride, j.v_channel = j.k.lanes, j.w.block_patches * j.v_tiles
+    j.v_stride, j.v_channel = j.k.lanes, j.w.patches * j.v_tiles
     chunks, panels = ceil_div(j.channels, j.chunk), ceil_div(j.rows, j.k.nr)
-    j.fused = j.patches <= j.w.block_patches and chunks * j.taps * panels >= MIN_FUSED
+    j.fused = j.patches <= j.w.patches and chunks * j.taps * panels >= MIN_FUSED
     j.u_stride = j.k.nr if j.fused else whole_lanes(&j, j.rows)
     j.u_plane = odd_lines(min(j.chunk, j.channels) * j.k.nr if j.fused else j.taps * j.channels * j.u_stride, j.es)
-    j.d_plane = odd_lines(panels * j.k.nr * j.w.block_patches * j.patch_tiles, j.es)
+    j.d_plane = odd_lines(panels * j.k.nr * j.w.patches * j.patch_tiles, j.es)
     cdef size_t u = aligned(j.points * j.u_plane * j.es), v = aligned(j.points * j.v_plane * j.es)
     cdef size_t d = aligned(j.points * j.d_plane * j.es), scratch = max(j.patch_size, u if j.fused else 0)
     cdef Arena arena = lease(u + v + d + threads * scratch)
@@ -524,7 +534,7 @@ cdef int conv_winograd_weight_gradient(ConvPlan plan, const char *grad_output, c
             j.weight = grad_weight + g * j.rows * j.row_stride * j.es
             j.patch0 = 0
             while j.patch0 < j.patches:
-                j.count = min(j.w.block_patches, j.patches - j.patch0)
+                j.count = min(j.w.patches, j.patches - j.patch0)
                 j.accumulate = j.patch0 > 0
                 run_flushed(gradient_tiles_task, &j,
                             j.count * (j.planes_in * chunks + j.w.planes * ceil_div(j.rows, j.chunk)), threads,

@@ -391,13 +391,25 @@ ctypedef void (*task_t)(void *job, ptrdiff_t task, char *scratch) noexcept nogil
 
 cdef extern from *:
     """
-    /* A thread's share of the tasks, on a cache line of its own */
-    typedef struct { ptrdiff_t next, end; char line[64 - 2 * sizeof(ptrdiff_t)]; } fc_share;
-    static ptrdiff_t fc_take(fc_share *share) { return __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED); }
+    /* A thread's share of the tasks, on a cache line of its own: next << 32 | end.  The thread takes them from the
+     * front; others help from the back, so that what follows shares with its last task what it may. */
+    typedef struct { uint64_t left; char line[64 - sizeof(uint64_t)]; } fc_share;
+    static void fc_fill(fc_share *share, ptrdiff_t next, ptrdiff_t end) {
+        share->left = (uint64_t)next << 32 | (uint64_t)end;
+    }
+    static ptrdiff_t fc_take(fc_share *share, int back) { /* -1: none is left */
+        uint64_t left = __atomic_load_n(&share->left, __ATOMIC_RELAXED), rest;
+        do {
+            if (left >> 32 >= (left & UINT32_MAX)) return -1;
+            rest = back ? left - 1 : left + ((uint64_t)1 << 32);
+        } while (!__atomic_compare_exchange_n(&share->left, &left, rest, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+        return (ptrdiff_t)(back ? rest & UINT32_MAX : left >> 32);
+    }
     """
     ctypedef struct fc_share:
-        ptrdiff_t next, end
-    ptrdiff_t fc_take(fc_share *share) noexcept nogil
+        pass
+    void fc_fill(fc_share *share, ptrdiff_t next, ptrdiff_t end) noexcept nogil
+    ptrdiff_t fc_take(fc_share *share, bint back) noexcept nogil
 
 
 cdef enum:
@@ -409,10 +421,10 @@ cdef void run_shares(task_t task, void *job, fc_share *share, int shares, int th
     cdef ptrdiff_t i
     cdef int s
     for s in range(thread, thread + shares):
-        i = fc_take(&share[s % shares])
-        while i < share[s % shares].end:
+        i = fc_take(&share[s % shares], s > thread)
+        while i >= 0:
             task(job, i, scratch)
-            i = fc_take(&share[s % shares])
+            i = fc_take(&share[s % shares], s > thread)
 
 
 cdef void run_tasks(task_t task, void *job, ptrdiff_t tasks, int threads, char *scratch,
@@ -430,7 +442,7 @@ cdef void run_tasks(task_t task, void *job, ptrdiff_t tasks, int threads, char *
             task(job, i, scratch)
         return
     for s in range(shares):
-        share[s].next, share[s].end = tasks * s // shares, tasks * (s + 1) // shares
+        fc_fill(&share[s], tasks * s // shares, tasks * (s + 1) // shares)
     with parallel(num_threads=n):
         run_shares(task, job, share, shares, threadid(), scratch + <size_t>threadid() * scratch_size)
 
