@@ -38,7 +38,7 @@ cdef struct ProductJob:
 
 
 cdef enum:
-    DEPTH = 384  # of a slice of K
+    DEPTH = 512  # of a slice of K
     ONE_BLOCK = 43  # row panels that are not worth packing B by all threads for all
     ROW_PANELS = 8  # of a block, at least: so few hardly wait for B to be packed
     LEAST_COLS = 7  # panels of B for which a row panel of A is packed
