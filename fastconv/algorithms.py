@@ -14,6 +14,7 @@ Costs are cycles of one core on data in cache, counted in vector operations:
               + OPERAND * k * n                             columns are packed; of few rows (m), instead of both:
               or m * k * n / lanes + READ * k * n           columns are read as they lie
               + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
+              or (m * k / lanes / 2 + TURN * m / lanes + OPERAND * k) * n, of one tap; of narrow panels times NARROW_PLACE
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
               + P / 36 * tiles * (IN * C + OUT * M) / lanes        transforms; along a line times LINE or COLUMN
               + P' / 36 * FILTER * C * D * M / lanes               (weight gradient: SUMS); P' = P, but at least 36, or
@@ -62,6 +63,7 @@ IN, OUT, FILTER, SUMS = 200.0, 180.0, 140.0, 250.0
 LINE, COLUMN, LEAST_COLUMN = 1.4, 1.9, 14
 WEIGHT, LINE_WEIGHT, REDUCE = 2.2, 0.8, 1.0
 OPERAND, UNFOLD, STORE, READ = 1.0, 2.0, 2.0, 0.1
+NARROW_PLACE, TURN = 1.1, 11.0  # of filters of one tap: products with narrow panels; a vector of results, transposed
 NARROW = 1.4  # of an im2col output's products: measured against sweeps that find their weights packed
 SERIAL, SHARED = 1e5, 4  # cycles below which one thread works; tasks without which threads would have none
 
@@ -146,6 +148,11 @@ def _split(total: int, most: int, multiple: int) -> int:
     return max(multiple, math.ceil(math.ceil(total / parts) / multiple) * multiple)
 
 
+def narrow(tile: Tile) -> bool:
+    """Whether a panel of nr stays in L1."""
+    return tile.nr * SLICE * tile.item <= L1_PANEL
+
+
 # ---- blocking ----
 
 
@@ -162,12 +169,11 @@ def gemm_blocking(s: Sweep, tile: Tile) -> tuple[int, int, int, int, int]:
     all_panels = max(1, math.ceil(s.pixels / tile.nr))
     groups = s.groups * math.ceil(s.sweeps / s.abreast)
     panels = _split(all_panels, min(32, max(1, L2_BLOCK // (max(kc, 1) * tile.nr * tile.item * s.abreast))), 1)
-    narrow = tile.nr * SLICE * tile.item <= L1_PANEL
-    least = 1 if narrow and s.rows * kc * tile.item <= HELD_ROWS else 2
+    least = 1 if narrow(tile) and s.rows * kc * tile.item <= HELD_ROWS else 2
     panels = min(panels, max(least, all_panels * groups // TASKS))
     tasks = groups * math.ceil(all_panels / panels)
     row_blocks = min(math.ceil(ROW_TASKS / tasks), max(1, s.rows // (2 * tile.mr)))
-    held = 1 if depth < SHALLOW or not narrow else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
+    held = 1 if depth < SHALLOW or not narrow(tile) else max(1, HELD_ROWS // (max(kc, 1) * tile.mr * tile.item))
     return kc, panels, _split(s.rows, math.ceil(s.rows / row_blocks), tile.mr), held * tile.mr, s.abreast
 
 
@@ -316,10 +322,14 @@ def im2col_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
         "input_gradient": (pixels, terms, g.oc),
         "weight_gradient": (g.oc, terms, pixels),
     }[name]
+    few = _kernels.reads_in_place(m, n, k, tile.item, name == "output")
+    if g.reads_in_place(name) and not few and math.prod(g.out_size) > 1:
+        columns = math.ceil(n / tile.lanes)
+        return m * columns * (k / 2 * (NARROW_PLACE if narrow(tile) else 1) + TURN) + OPERAND * k * n
     moved = 0 if g.full else UNFOLD * pixels * terms
     if math.prod(g.out_size) > 1:
         moved += STORE * pixels * g.oc
-    if _kernels.reads_in_place(m, n, k, tile.item, name == "output"):
+    if few:
         return (m / tile.lanes + READ) * k * n + moved
     products = _whole(m, tile.mr) * k * math.ceil(n / tile.lanes) / 2
     return products * (NARROW if name == "output" else 1) + OPERAND * k * n + moved
@@ -409,8 +419,9 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
     }
     if "im2col" in g.algorithms:
         for name in PASSES:
-            costs[name]["im2col"] = im2col_cost(name, g, tile)
-            blocking[name, "im2col"] = tuple
+            if g.full or g.few_pixels or g.reads_in_place(name):
+                costs[name]["im2col"] = im2col_cost(name, g, tile)
+                blocking[name, "im2col"] = tuple
     if "direct" in g.algorithms:
         costs["output"]["direct"] = direct_cost(output, tile)
         costs["input_gradient"]["direct"] = direct_cost(gradient, tile)
@@ -421,7 +432,7 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
             blocking[name, "winograd"] = partial(winograd_blocking, name, g, tile)
     passes = {}
     for name in PASSES:
-        chosen = min(costs[name], key=costs[name].get) if algorithm == "auto" else algorithm
+        chosen = algorithm if algorithm in costs[name] else min(costs[name], key=costs[name].get)
         passes[name] = Pass(chosen, blocking[name, chosen](), costs[name][chosen], costs[name])
     return passes
 

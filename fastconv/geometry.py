@@ -102,7 +102,7 @@ class ConvGeometry:
         square = self.kernel[1:] in ((3, 3), (5, 5))
         line = self.kernel[0] == 1 and 1 in self.kernel[1:] and math.prod(self.kernel) in LINES
         near = self.kernel[0] <= self.kernel[1] and self.dilation[0] == 1  # planes that are summed
-        im2col = ("im2col",) if self.full or self.few_pixels else ()
+        im2col = ("im2col",) if self.full or self.few_pixels or self.one_tap else ()
         winograd = ((square and near) or line) and self.stride == (1, 1, 1)
         return ("gemm", *im2col, *direct, *(("winograd",) if winograd else ()))
 
@@ -116,6 +116,16 @@ class ConvGeometry:
     def pointwise(self) -> bool:
         """Whether a window is a pixel."""
         return self.in_size == self.out_size and math.prod(self.kernel) == 1 and self.stride == (1, 1, 1)
+
+    @property
+    def one_tap(self) -> bool:
+        """Whether a window is a pixel of the image, so that "im2col" unfolds nothing."""
+        one = math.prod(self.kernel) == 1 and self.pad == ((0, 0),) * 3
+        return one and self.groups == 1 and self.ic > 0 and self.oc > 0
+
+    def reads_in_place(self, name: str) -> bool:
+        """Whether a pass by "im2col" takes pixels where they lie."""
+        return self.one_tap and (name == "output" or name == "input_gradient" and self.pointwise)
 
     @property
     def few_pixels(self) -> bool:

@@ -6,7 +6,13 @@
     weight gradient  dW[oc][ic, t]     = dY'^T X'
 
 The lanes are channels: a sweep's lanes are pixels, of which there may be less than a vector.  Y' is Y itself where an
-image has one output pixel, X' is X where the filter also covers the image.
+image has one output pixel, X' is X where the filter also covers the image.  Filters of one tap, without padding, have
+neither X' nor Y': their windows are read where they lie, of any number of pixels,
+
+    for each panel of W, for each block of pixels, a task:
+        C[pixels][nr] += X[ic, pixels]^T W[nr, ic]^T, a slice of ic at a time;  C, transposed -> Y
+
+and the input gradient of those of stride 1 is the same with W transposed.
 
 Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document Processing", IWFHR 2006.
 """
@@ -161,7 +167,7 @@ cdef const char *find_windows(ConvPlan plan, const char *x, char *memory) except
     return memory
 
 
-cdef const char *find_pixels(ConvPlan plan, const char *grad_output, char *memory) noexcept:
+cdef const char *to_pixels(ConvPlan plan, const char *grad_output, char *memory) noexcept:
     """dY': dY itself, or in memory."""
     if image_pixels(plan) == 1:
         return grad_output
@@ -169,10 +175,138 @@ cdef const char *find_pixels(ConvPlan plan, const char *grad_output, char *memor
     return memory
 
 
+# ---- filters of one tap ----
+
+cdef enum:
+    TASK_PIXELS = 64
+
+
+cdef struct OneTapJob:
+    ProductJob product  # C[n, p][oc] = X[n, p][ic] W[oc][ic]^T; residual and then activation come behind a transposition
+    ptrdiff_t[3] in_, out, stride
+    ptrdiff_t pixels, plane, rows  # pixels of an output image; elements between input channels; pixels a task
+    bint pixels_first  # a block of pixels meets all panels before the next one does, or a panel all blocks
+    ptrdiff_t kept  # panels that a thread packs and keeps: all, one or none, where they have been packed before
+    char *y
+    size_t c_size, panel_size  # parts of a thread's scratch, in bytes
+
+
+cdef void find_pixels(const OneTapJob *j, ptrdiff_t pixel, ptrdiff_t count, ptrdiff_t *at) noexcept nogil:
+    """Where pixels, flattened over (n, d, h, w), lie in X."""
+    cdef ptrdiff_t w = pixel % j.out[2], rest = pixel // j.out[2], i
+    cdef ptrdiff_t h = rest % j.out[1], d = rest // j.out[1] % j.out[0], n = rest // j.out[1] // j.out[0]
+    for i in range(count):
+        at[i] = n * j.product.depth * j.plane + (d * j.stride[0] * j.in_[1] + h * j.stride[1]) * j.in_[2]
+        at[i] += w * j.stride[2]
+        w += 1
+        if w == j.out[2]:
+            w = 0
+            h += 1
+            if h == j.out[1]:
+                h = 0
+                d += 1
+                if d == j.out[0]:
+                    d = 0
+                    n += 1
+
+
+cdef void one_tap_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
+    """Task: a block of pixels x a panel of output channels."""
+    cdef OneTapJob *j = <OneTapJob *>job_
+    cdef const ProductJob *w = &j.product
+    cdef kernels_t k = w.k
+    cdef size_t es = w.es
+    cdef ptrdiff_t nr = k.nr, blocks = ceil_div(w.m, j.rows), panels = ceil_div(w.n, nr)
+    cdef ptrdiff_t panel = task % panels if j.pixels_first else task // blocks, col0 = panel * nr
+    cdef ptrdiff_t row0 = (task // panels if j.pixels_first else task % blocks) * j.rows, count = min(j.rows, w.m - row0)
+    cdef ptrdiff_t tiles = ceil_div(count, k.mr), slice_, k0, kc, t, i, end, to, zero = 0
+    cdef int cols = <int>min(nr, w.n - col0)
+    cdef ptrdiff_t[TASK_PIXELS] at
+    cdef char *c = scratch
+    cdef char *b
+    cdef char *memory = scratch + j.c_size + (panel if j.kept > 1 else 0) * j.panel_size
+    cdef ptrdiff_t *known = <ptrdiff_t *>memory  # the panel that the thread has packed here; -1: none
+    find_pixels(j, row0, count, at)
+    for slice_ in range(w.slices):
+        k0 = slice_start(w.depth, slice_, w.slices)
+        kc = slice_start(w.depth, slice_ + 1, w.slices) - k0
+        if j.kept:
+            b = memory + V_OFFSET + k0 * nr * es
+            if known[0] != panel:
+                pack_columns(w, slice_, col0, b)
+        else:
+            b = packed_columns(w, slice_, col0)
+        for t in range(tiles):
+            i, end = count * t // tiles, count * (t + 1) // tiles
+            k.gemm_rows(1, &zero, kc, w.a + k0 * j.plane * es, at + i, j.plane, b, c + i * nr * es, nr,
+                        <int>(end - i), cols, slice_ > 0)
+    if j.kept:
+        known[0] = panel
+    if w.bias != NULL or (w.activation and w.residual == NULL):
+        k.epilogue(c, nr, <int>count, cols, NULL if w.bias == NULL else w.bias + col0 * es, NULL,
+                   0 if w.residual != NULL else w.activation, w.slope)
+    i = 0
+    while i < count:  # an image at a time
+        end = min(count, i + j.pixels - (row0 + i) % j.pixels)
+        to = (((row0 + i) // j.pixels * w.n + col0) * j.pixels + (row0 + i) % j.pixels) * es
+        k.transpose(c + i * nr * es, nr, end - i, cols, j.y + to, j.pixels)
+        if w.residual != NULL:
+            k.epilogue(j.y + to, j.pixels, cols, <int>(end - i), NULL, w.residual + to, w.activation, w.slope)
+        i = end
+
+
+cdef bint has_one_tap(ConvPlan plan, const ProductJob *j, bint gradient) noexcept:
+    """Whether a pass has one tap, meets no padding and packs its weights."""
+    cdef bint inside = plan.pad[0] == 0 and plan.pad[1] == 0 and plan.pad[2] == 0 and plan.taps == 1
+    return inside and (plan.pointwise or not gradient) and image_pixels(plan) > 1 and not has_few_rows(j)
+
+
+cdef int conv_one_tap(ConvPlan plan, ProductJob *product, char *packed, char *out) except -1:
+    """Output or input gradient."""
+    cdef OneTapJob j
+    cdef int threads = threads_for(plan.flops), i
+    cdef ptrdiff_t nr = plan.k.nr, panels = ceil_div(product.n, nr), p, room
+    cdef size_t shared = 0, scratch
+    for i in range(3):
+        j.in_[i], j.out[i], j.stride[i] = plan.in_[i], plan.out[i], plan.stride[i]
+    plan_product(product)
+    j.y, j.pixels, j.plane = out, image_pixels(plan), plan.in_[0] * plan.in_[1] * plan.in_[2]
+    j.rows = max(3 * <ptrdiff_t>plan.k.mr, ceil_div(product.m, ceil_div(PRODUCT_TASKS, panels)))
+    j.rows = split(product.m, min(<ptrdiff_t>TASK_PIXELS, j.rows), 1)
+    j.pixels_first = product.m > product.n
+    j.panel_size = aligned(V_OFFSET + product.depth * nr * plan.es)
+    room = KEPT_BLOCKS if j.pixels_first else KEPT_BLOCK
+    j.kept = panels if j.pixels_first else 1
+    if packed != NULL or j.kept * <ptrdiff_t>j.panel_size > room:
+        j.kept = 0
+        shared = packed_depth(product, product.slices) if packed == NULL else 0
+    j.c_size = aligned(j.rows * nr * plan.es)
+    scratch = j.c_size + j.kept * j.panel_size
+    cdef Arena arena = lease(shared + threads * scratch)
+    cdef char *memory = <char *>arena.memory
+    product.packed = memory if shared else packed
+    if shared:
+        product.slice1 = product.slices
+        with nogil:
+            run_tasks(pack_columns_task, product, product.slices * ceil_div(product.n, product.cols), threads, NULL, 0)
+    product.cols = nr
+    j.product = product[0]
+    with nogil:
+        for i in range(threads):
+            for p in range(j.kept):
+                (<ptrdiff_t *>(memory + shared + i * scratch + j.c_size + p * j.panel_size))[0] = -1
+        run_flushed(one_tap_task, &j, panels * ceil_div(product.m, j.rows), threads, memory + shared, scratch)
+    release(arena)
+    return 0
+
+
 cdef int conv_im2col_output(ConvPlan plan, const char *x, const char *weight, char *packed, const char *bias,
                             const char *residual, char *out, int activation, double slope) except -1:
     cdef ProductJob j = im2col_product(plan, False, weight)
     cdef size_t windows = windows_size(plan), pixels = pixels_size(plan)
+    if has_one_tap(plan, &j, False):
+        j.a, j.bias, j.residual, j.activation, j.slope = x, bias, residual, activation, slope
+        return conv_one_tap(plan, &j, packed, out)
     cdef Arena arena = lease(windows + pixels)
     cdef char *memory = <char *>arena.memory
     try:
@@ -191,10 +325,13 @@ cdef int conv_im2col_input_gradient(ConvPlan plan, const char *grad_output, cons
                                     char *grad_input) except -1:
     cdef ProductJob j = im2col_product(plan, True, weight)
     cdef size_t windows = windows_size(plan), pixels = pixels_size(plan)
+    if has_one_tap(plan, &j, True):
+        j.a = grad_output
+        return conv_one_tap(plan, &j, packed, grad_input)
     cdef Arena arena = lease(windows + pixels)
     cdef char *memory = <char *>arena.memory
     try:
-        j.a, j.c = find_pixels(plan, grad_output, memory + windows), memory if windows else grad_input
+        j.a, j.c = to_pixels(plan, grad_output, memory + windows), memory if windows else grad_input
         run_product(&j, packed)
         if windows and plan.pointwise:
             move_pixels(plan, to_channels_task, plan.ic, memory, grad_input, NULL, 0, 0)
@@ -213,7 +350,7 @@ cdef int conv_im2col_weight_gradient(ConvPlan plan, const char *grad_output, con
     cdef char *memory = <char *>arena.memory
     try:
         j.depth, j.m, j.a_row, j.a_step = j.m, plan.oc, 1, plan.oc
-        j.a, j.b = find_pixels(plan, grad_output, memory + windows), find_windows(plan, x, memory)
+        j.a, j.b = to_pixels(plan, grad_output, memory + windows), find_windows(plan, x, memory)
         j.c = grad_weight
         run_product(&j, NULL)
     finally:

@@ -103,6 +103,11 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                 } else if (u == 0 || FC_REAL_BYTES == 8) /* a line at least */
                     __builtin_prefetch(next_a + (k + u) * FC_MR, 0, 3);
                 gemm_step(rows, vectors, kind, ai, step, b + u * FC_NR, acc);
+                if (kind == GEMM_ROWS) {
+                    const char *line = (const char *)ai[0];
+                    __asm__("" : "+r"(line)); /* or the compiler keeps step + 64 in a register of its own */
+                    __builtin_prefetch(line + 64, 0, 2);
+                }
             }
             if (kind == GEMM_LINES) next_b += FC_STEPS * next_step;
         }

@@ -185,7 +185,7 @@ typedef struct {
     void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, ptrdiff_t rows, const void *b, void *c, ptrdiff_t ldc,
                        int cols, int accumulate, const fc_ahead *ahead);
     /* The same with A anywhere: its element (i, r, k) is a[row[i] + run[r] + k * step], k < len; B is [runs *
-     * len][nr]. */
+     * len][nr].  The line behind the first row's is fetched. */
     void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a, const ptrdiff_t *row,
                       ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate);
     /* The same with any number of rows of A in blocks of vectors: (i, k) is a[i / lanes * block + k * lanes + i % lanes] */
