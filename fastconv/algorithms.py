@@ -14,7 +14,8 @@ Costs are cycles of one core on data in cache, counted in vector operations:
               + OPERAND * k * n                             columns are packed; of few rows (m), instead of both:
               or m * k * n / lanes + READ * k * n           columns are read as they lie
               + UNFOLD * X' + STORE * Y'                    windows and pixels, unless they are the image
-              or (m * k / lanes / 2 + TURN * m / lanes + OPERAND * k) * n, of one tap; of narrow panels times NARROW_PLACE
+              or (m * k / lanes / 2 + TURN * m / lanes + OPERAND * k) * n     of one tap; of narrow panels the products
+                                                            times NARROW_PLACE
     winograd  P * tiles * (C * D * M / lanes / 2 + TILE * M / (mr * nr))      products
               + P / 36 * tiles * (IN * C + OUT * M) / lanes        transforms; along a line times LINE or COLUMN
               + P' / 36 * FILTER * C * D * M / lanes               (weight gradient: SUMS); P' = P, but at least 36, or

@@ -511,8 +511,8 @@ def _conv(
     out : ndarray, optional
         Receives the result.
     algorithm : "auto", "gemm", "im2col", "direct" or "winograd"
-        "gemm" sums the products themselves, and so do "im2col", for few pixels, and "direct", for few channels;
-        "winograd" needs a kernel of 3x3 or 5x5, or of as many such planes at most, or of 3 to 9 along a line, and
+        "gemm" sums the products themselves, and so do "im2col", for few pixels or one tap, and "direct", for few
+        channels; "winograd" needs a kernel of 3x3 or 5x5, or of as many such planes at most, or of 3 to 9 along a line, and
         stride 1, and rounds a little more. "auto" is the cheapest by prediction, and never Winograd in float64.
 
     Returns
@@ -531,7 +531,8 @@ def _conv(
     -----
     "gemm" is a packed implicit matrix product: windows are gathered into cache-sized panels, padding, stride and
     dilation included; the matrix of all windows never exists in memory. "im2col" writes that matrix, of 64 windows at
-    most or where it is the input itself, and computes a fully connected layer. "direct" reads padded rows in place.
+    most, and computes a fully connected layer; of filters of one tap it reads the windows, which are pixels, where
+    they lie. "direct" reads padded rows in place.
     "winograd" is F(4x4, 3x3), F(3x3, 3x3) or F(3x3, 5x5), summed over the planes of a volume; along a line F(4, 3),
     F(3, 5), or beyond five taps F(4x4, 3x3) on an image whose rows of three pixels overlap. Its rms error is about
     three or five times that of the sum of products; where a result of it is not finite, the call is computed by

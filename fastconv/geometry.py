@@ -125,7 +125,7 @@ class ConvGeometry:
 
     def reads_in_place(self, name: str) -> bool:
         """Whether a pass by "im2col" takes pixels where they lie."""
-        return self.one_tap and (name == "output" or name == "input_gradient" and self.pointwise)
+        return self.one_tap and (name == "output" or (name == "input_gradient" and self.pointwise))
 
     @property
     def few_pixels(self) -> bool:

@@ -182,7 +182,7 @@ cdef enum:
 
 
 cdef struct OneTapJob:
-    ProductJob product  # C[n, p][oc] = X[n, p][ic] W[oc][ic]^T; residual and then activation come behind a transposition
+    ProductJob product  # C[n, p][oc] = X[n, p][ic] W[oc][ic]^T; transposed, it takes residual and activation
     ptrdiff_t[3] in_, out, stride
     ptrdiff_t pixels, plane, rows  # pixels of an output image; elements between input channels; pixels a task
     bint pixels_first  # a block of pixels meets all panels before the next one does, or a panel all blocks
@@ -218,8 +218,8 @@ cdef void one_tap_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef size_t es = w.es
     cdef ptrdiff_t nr = k.nr, blocks = ceil_div(w.m, j.rows), panels = ceil_div(w.n, nr)
     cdef ptrdiff_t panel = task % panels if j.pixels_first else task // blocks, col0 = panel * nr
-    cdef ptrdiff_t row0 = (task // panels if j.pixels_first else task % blocks) * j.rows, count = min(j.rows, w.m - row0)
-    cdef ptrdiff_t tiles = ceil_div(count, k.mr), slice_, k0, kc, t, i, end, to, zero = 0
+    cdef ptrdiff_t row0 = (task // panels if j.pixels_first else task % blocks) * j.rows
+    cdef ptrdiff_t count = min(j.rows, w.m - row0), tiles = ceil_div(count, k.mr), slice_, k0, kc, t, i, end, to, zero = 0
     cdef int cols = <int>min(nr, w.n - col0)
     cdef ptrdiff_t[TASK_PIXELS] at
     cdef char *c = scratch

@@ -422,7 +422,8 @@ cdef int conv_winograd_input_gradient(ConvPlan plan, const char *grad_output, co
 cdef void gradient_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     """Task: V of a plane of a patch and a chunk of input channels, or D and a chunk of output channels."""
     cdef WinogradJob *j = <WinogradJob *>job_
-    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), images = j.count * j.planes_in * chunks, c0, patch, n, d, c, i
+    cdef ptrdiff_t chunks = ceil_div(j.channels, j.chunk), images = j.count * j.planes_in * chunks
+    cdef ptrdiff_t c0, patch, n, d, c, i
     if task < images:
         c0, patch = task % chunks * j.chunk, task // chunks // j.planes_in
         transform_image(j, j.patch0 + patch, task // chunks % j.planes_in, c0, min(c0 + j.chunk, j.channels),
