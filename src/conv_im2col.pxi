@@ -219,7 +219,8 @@ cdef void one_tap_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef ptrdiff_t nr = k.nr, blocks = ceil_div(w.m, j.rows), panels = ceil_div(w.n, nr)
     cdef ptrdiff_t panel = task % panels if j.pixels_first else task // blocks, col0 = panel * nr
     cdef ptrdiff_t row0 = (task // panels if j.pixels_first else task % blocks) * j.rows
-    cdef ptrdiff_t count = min(j.rows, w.m - row0), tiles = ceil_div(count, k.mr), slice_, k0, kc, t, i, end, to, zero = 0
+    cdef ptrdiff_t count = min(j.rows, w.m - row0), tiles = ceil_div(count, k.mr)
+    cdef ptrdiff_t slice_, k0, kc, t, i, end, to, zero = 0
     cdef int cols = <int>min(nr, w.n - col0)
     cdef ptrdiff_t[TASK_PIXELS] at
     cdef char *c = scratch
