@@ -513,7 +513,7 @@ def _conv(
     algorithm : "auto", "gemm", "im2col", "direct" or "winograd"
         "gemm" sums the products themselves, and so do "im2col", for few pixels or one tap, and "direct", for few
         channels; "winograd" needs a kernel of 3x3 or 5x5, or of as many such planes at most, or of 3 to 9 along a
-        line, and stride 1, and rounds a little more. "auto" is the cheapest by prediction, and never Winograd in float64.
+        line, and stride 1, and rounds a little more. "auto" is the cheapest by prediction, never Winograd in float64.
 
     Returns
     -------
