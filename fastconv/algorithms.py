@@ -324,7 +324,7 @@ def im2col_cost(name: str, g: ConvGeometry, tile: Tile) -> float:
         "weight_gradient": (g.oc, terms, pixels),
     }[name]
     few = _kernels.reads_in_place(m, n, k, tile.item, name == "output")
-    if g.reads_in_place(name) and not few and math.prod(g.out_size) > 1:
+    if g.reads_in_place(name) and not few and not g.full:
         columns = math.ceil(n / tile.lanes)
         return m * columns * (k / 2 * (NARROW_PLACE if narrow(tile) else 1) + TURN) + OPERAND * k * n
     moved = 0 if g.full else UNFOLD * pixels * terms
@@ -402,7 +402,10 @@ def _sweeps(g: ConvGeometry) -> tuple[Sweep, Sweep]:
 
 
 def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
-    """Return how each pass is computed: by `algorithm`, or for "auto" by the cheapest."""
+    """Return how each pass is computed: by `algorithm`, or for "auto" by the cheapest.
+
+    So are passes that "im2col" would have to unfold, where it reads the pixels of others in place.
+    """
     g = g.flattened
     output, gradient = _sweeps(g)
     costs = {
@@ -433,7 +436,8 @@ def conv_passes(g: ConvGeometry, algorithm: str, tile: Tile) -> dict[str, Pass]:
             blocking[name, "winograd"] = partial(winograd_blocking, name, g, tile)
     passes = {}
     for name in PASSES:
-        chosen = algorithm if algorithm in costs[name] else min(costs[name], key=costs[name].get)
+        free = algorithm == "auto" or (algorithm == "im2col" and algorithm not in costs[name])
+        chosen = min(costs[name], key=costs[name].get) if free else algorithm
         passes[name] = Pass(chosen, blocking[name, chosen](), costs[name][chosen], costs[name])
     return passes
 

@@ -46,6 +46,7 @@ MAX_ITEMSIZE = 8
 MAX_COPIED = 16 << 20  # bytes of input rows that a task of "direct" copies, or of windows that "im2col" unfolds
 LINES = range(3, 10)  # taps of filters along a line that "winograd" takes
 MAX_PIXELS = 64  # that "im2col" unfolds
+LEAST_PANEL, MOST_DEPTH = 8, 10_000  # channels of a panel that it packs, where these are not few
 
 ALGORITHMS = ("auto", "gemm", "im2col", "direct", "winograd")
 ACTIVATIONS = {"relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4, "hardswish": 5, "sigmoid": 6, "tanh": 7}
@@ -121,7 +122,8 @@ class ConvGeometry:
     def one_tap(self) -> bool:
         """Whether a window is a pixel of the image, so that "im2col" unfolds nothing."""
         one = math.prod(self.kernel) == 1 and self.pad == ((0, 0),) * 3
-        return one and self.groups == 1 and self.ic > 0 and self.oc > 0
+        few, many = sorted((self.ic, self.oc))  # where a panel of few channels would be most of what it takes: no
+        return one and self.groups == 1 and few > 0 and (few >= LEAST_PANEL or many <= MOST_DEPTH)
 
     def reads_in_place(self, name: str) -> bool:
         """Whether a pass by "im2col" takes pixels where they lie."""

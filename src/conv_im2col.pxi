@@ -257,9 +257,13 @@ cdef void one_tap_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
 
 
 cdef bint has_one_tap(ConvPlan plan, const ProductJob *j, bint gradient) noexcept:
-    """Whether a pass has one tap, meets no padding and packs its weights."""
-    cdef bint inside = plan.pad[0] == 0 and plan.pad[1] == 0 and plan.pad[2] == 0 and plan.taps == 1
-    return inside and (plan.pointwise or not gradient) and image_pixels(plan) > 1 and not has_few_rows(j)
+    """Whether a pass has one tap, meets no padding and packs weights, of hardly more bytes than they have."""
+    cdef ptrdiff_t nr = plan.k.nr
+    cdef bint inside = plan.taps == 1 and not plan.full and (plan.pointwise or not gradient)
+    cdef int i
+    for i in range(3):
+        inside = inside and plan.pad[i] == 0 and (plan.out[i] - 1) * plan.stride[i] < plan.in_[i]
+    return inside and (6 * j.n >= nr or j.depth * nr * <ptrdiff_t>j.es <= KEPT_BLOCK) and not has_few_rows(j)
 
 
 cdef int conv_one_tap(ConvPlan plan, ProductJob *product, char *packed, char *out) except -1:

@@ -284,7 +284,7 @@ cdef void plan_patches(WinogradJob *j) noexcept nogil:
     j.patches_w = ceil_div(ceil_div(j.out_w, j.dilation[1]), j.wide)
     j.residues[0], j.residues[1] = min(j.dilation[0], j.out_h), min(j.dilation[1], j.out_w)
     j.patches = j.n * j.patches_d * j.residues[0] * j.residues[1] * j.patches_h * j.patches_w
-    j.w.patches = min(j.w.patches, j.patches)
+    j.w.patches = max(<ptrdiff_t>1, min(j.w.patches, j.patches))
     j.v_stride, j.v_channel = whole_lanes(j, j.channels), 1
     j.v_plane = odd_lines(j.w.patches * j.v_tiles * j.v_stride, j.es)
     j.chunk = CHANNELS

@@ -24,6 +24,8 @@ CASES = [
     ((8, 256, 28, 28), (256, 64, 3, 3), {"padding": 1, "groups": 4}, "groups"),
     ((8, 1024, 14, 14), (256, 1024, 1, 1), {}, "1x1"),
     ((1, 1024, 7, 7), (2048, 1024, 1, 1), {"stride": 2}, "1x1, stride 2"),
+    ((8000, 512, 2, 2), (64, 512, 1, 1), {"stride": 2}, "1x1, a pixel of many images"),
+    ((1, 50_000, 4, 4), (1, 50_000, 1, 1), {}, "1x1, many channels to one"),
     ((8, 16, 112, 112), (16, 1, 3, 3), {"padding": 1, "groups": 16}, "depthwise"),
     ((2, 144, 56, 56), (144, 1, 3, 3), {"padding": 1, "groups": 144, "stride": 2}, "depthwise, stride 2"),
     ((2, 4096, 4, 4), (4096, 1, 3, 3), {"padding": 1, "groups": 4096}, "more groups than pixels"),
