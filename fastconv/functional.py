@@ -532,11 +532,12 @@ def _conv(
     "gemm" is a packed implicit matrix product: windows are gathered into cache-sized panels, padding, stride and
     dilation included; the matrix of all windows never exists in memory. "im2col" writes that matrix, of 64 windows at
     most, and computes a fully connected layer; outputs of filters of one tap and input gradients of these with stride 1
-    read the windows, which are pixels, where they lie; what it would have to unfold beyond, the cheapest computes. "direct" reads padded rows in place.
-    "winograd" is F(4x4, 3x3), F(3x3, 3x3) or F(3x3, 5x5), summed over the planes of a volume; along a line F(4, 3),
-    F(3, 5), or beyond five taps F(4x4, 3x3) on an image whose rows of three pixels overlap. Its rms error is about
-    three or five times that of the sum of products; where a result of it is not finite, the call is computed by
-    "gemm", so that NaN and Inf stay in their windows. The result is the same for any number of threads, bit by bit.
+    read the windows, which are pixels, where they lie; what it would have to unfold beyond, the cheapest computes.
+    "direct" reads padded rows in place. "winograd" is F(4x4, 3x3), F(3x3, 3x3) or F(3x3, 5x5), summed over the planes
+    of a volume; along a line F(4, 3), F(3, 5), or beyond five taps F(4x4, 3x3) on an image whose rows of three pixels
+    overlap. Its rms error is about three or five times that of the sum of products; where a result of it is not finite,
+    the call is computed by "gemm", so that NaN and Inf stay in their windows. The result is the same for any number of
+    threads, bit by bit.
     Padding is a zero that is multiplied: with an infinite weight it gives NaN. Denormals count as zeros.
 
     References

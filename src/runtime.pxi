@@ -391,8 +391,8 @@ ctypedef void (*task_t)(void *job, ptrdiff_t task, char *scratch) noexcept nogil
 
 cdef extern from *:
     """
-    /* A thread's share of the tasks, on a cache line of its own: next << 32 | end, both below 2^32.  The thread takes them from the
-     * front; others help from the back, so that what follows shares with its last task what it may. */
+    /* A thread's share of the tasks, on a cache line of its own: next << 32 | end, both below 2^32.  The thread takes
+     * them from the front; others help from the back, so that what follows shares with its last task what it may. */
     typedef struct { uint64_t left; char line[64 - sizeof(uint64_t)]; } fc_share;
     static void fc_fill(fc_share *share, ptrdiff_t next, ptrdiff_t end) {
         share->left = (uint64_t)next << 32 | (uint64_t)end;

@@ -100,7 +100,7 @@ CASES = [
     Case("one tap: pixels first, weights packed for all", (2, 530, 23, 13), (560, 530, 1, 1)),
     Case("one tap, padded behind", (1, 40, 4, 5), (33, 40, 1, 1), {"padding": ((0, 2), (0, 1))}),
     Case("one tap, padded behind, strided", (2, 40, 4, 5), (33, 40, 1, 1), {"padding": ((0, 3), (0, 0)), "stride": 2}),
-    Case("one tap that lives, padded behind", (1, 64, 1, 1), (48, 64, 2, 2), {"padding": 3, "stride": 2, "dilation": 3}),
+    Case("one tap lives, padded behind", (1, 64, 1, 1), (48, 64, 2, 2), {"padding": 3, "stride": 2, "dilation": 3}),
     Case("one tap, one pixel an image, strided", (70, 19, 2, 2), (21, 19, 1, 1), {"stride": 2}),
     Case("one tap, strided over images and planes", (3, 9, 4, 7, 5), (50, 9, 1, 1, 1), {"stride": (2, 3, 2)}),
     Case("1x1 with padding", (2, 5, 7, 9), (6, 5, 1, 1), {"padding": 2}),
