@@ -154,6 +154,8 @@ def _check_overlap(function: str, name: str, out: Any, others: dict[str, Any]) -
     """Check that a destination is an array that shares no memory with the other arguments."""
     if not isinstance(out, _ndarray):
         geometry.array_error(function, name, out, "it must be a numpy.ndarray")
+    if _kernels.all_apart(out, others):
+        return
     for other, value in others.items():
         if value is None or _kernels.apart(out, value) or isinstance(value, (list, tuple)):
             continue
@@ -165,6 +167,8 @@ def _target(function: str, name: str, out: NDArray | None, shape: tuple[int, ...
     """Return the native array that the kernel fills: `out` itself if it is one; see `_delivered`."""
     if out is None:
         return _empty(shape, dtype.char)
+    if _kernels.fits(out, shape, dtype.char):
+        return out
     geometry.check_out(function, name, out, shape, dtype)
     return out if out.flags.carray and out.dtype.isnative else _empty(shape, dtype.char)
 
@@ -1942,7 +1946,7 @@ def _same_elements(a: NDArray, b: Any) -> bool:
 
 def _check_elementwise_overlap(function: str, out: Any, others: dict[str, Any]) -> None:
     """Check as `_check_overlap`, but let `out` be one of the other arguments."""
-    if not all(_kernels.apart(out, v) for v in others.values()):
+    if not _kernels.all_apart(out, others):
         _check_overlap(function, "out", out, {k: v for k, v in others.items() if not _same_elements(out, v)})
 
 

@@ -166,7 +166,27 @@ def are_ints(tuple options not None):
     return True
 
 
-def apart(a, b):
+def fits(out, tuple shape not None, str type not None):
+    """Whether a destination is what kernels write: a native, writeable ndarray of that shape and type."""
+    cdef int i, n = <int>len(shape)
+    if not (PyArray_CheckExact(out) and PyArray_ISCARRAY(<ndarray>out) and (<ndarray>out).ndim == n
+            and PyArray_TYPE(<ndarray>out) == <int>(NPY_DOUBLE if type == "d" else NPY_FLOAT)):
+        return False
+    for i in range(n):
+        if (<ndarray>out).shape[i] != <npy_intp>shape[i]:
+            return False
+    return True
+
+
+def all_apart(out, dict others not None):
+    """Whether an array is `apart` from all others, of which some may be None."""
+    for value in others.values():
+        if value is not None and not apart(out, value):
+            return False
+    return True
+
+
+cpdef bint apart(a, b):
     """Whether two arrays share no memory, as far as their ends tell: contiguous ones, one behind the other."""
     if not (PyArray_CheckExact(a) and PyArray_CheckExact(b) and PyArray_IS_C_CONTIGUOUS(<ndarray>a)
             and PyArray_IS_C_CONTIGUOUS(<ndarray>b)):
