@@ -183,7 +183,7 @@ cdef enum:
 
 cdef struct OneTapJob:
     ProductJob product  # C[n, p][oc] = X[n, p][ic] W[oc][ic]^T; transposed, it takes residual and activation
-    ptrdiff_t[3] in_, out, stride
+    const fc_sweep *sweep  # the same as a sweep: which pixels it reads
     ptrdiff_t pixels, plane, rows  # pixels of an output image; elements between input channels; pixels a task
     bint pixels_first  # a block of pixels meets all panels before the next one does, or a panel all blocks
     ptrdiff_t kept  # panels that a thread packs and keeps: all, one or none, where they have been packed before
@@ -191,23 +191,15 @@ cdef struct OneTapJob:
     size_t c_size, panel_size  # parts of a thread's scratch, in bytes
 
 
-cdef void find_pixels(const OneTapJob *j, ptrdiff_t pixel, ptrdiff_t count, ptrdiff_t *at) noexcept nogil:
-    """Where pixels, flattened over (n, d, h, w), lie in X."""
-    cdef ptrdiff_t w = pixel % j.out[2], rest = pixel // j.out[2], i
-    cdef ptrdiff_t h = rest % j.out[1], d = rest // j.out[1] % j.out[0], n = rest // j.out[1] // j.out[0]
-    for i in range(count):
-        at[i] = n * j.product.depth * j.plane + (d * j.stride[0] * j.in_[1] + h * j.stride[1]) * j.in_[2]
-        at[i] += w * j.stride[2]
-        w += 1
-        if w == j.out[2]:
-            w = 0
-            h += 1
-            if h == j.out[1]:
-                h = 0
-                d += 1
-                if d == j.out[0]:
-                    d = 0
-                    n += 1
+cdef void find_pixels(const fc_sweep *s, ptrdiff_t pixel, ptrdiff_t count, ptrdiff_t *at) noexcept nogil:
+    """Where pixels of the output, flattened over (n, d, h, w), lie in the input."""
+    cdef fc_run[TASK_PIXELS] run
+    cdef ptrdiff_t first, i
+    cdef int r
+    for r in range(find_runs(s, pixel, count, run)):
+        first = run[r].n * s.in_image + (run[r].d * s.step[0] * s.in_[1] + run[r].h * s.step[1]) * s.in_[2]
+        for i in range(run[r].len):
+            at[run[r].col + i] = first + (run[r].w + i) * s.step[2]
 
 
 cdef void one_tap_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
@@ -227,12 +219,12 @@ cdef void one_tap_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
     cdef char *b
     cdef char *memory = scratch + j.c_size + (panel if j.kept > 1 else 0) * j.panel_size
     cdef ptrdiff_t *known = <ptrdiff_t *>memory  # the panel that the thread has packed here; -1: none
-    find_pixels(j, row0, count, at)
+    find_pixels(j.sweep, row0, count, at)
     for slice_ in range(w.slices):
         k0 = slice_start(w.depth, slice_, w.slices)
         kc = slice_start(w.depth, slice_ + 1, w.slices) - k0
         if j.kept:
-            b = memory + V_OFFSET + k0 * nr * es
+            b = memory + MARK + k0 * nr * es
             if known[0] != panel:
                 pack_columns(w, slice_, col0, b)
         else:
@@ -266,20 +258,18 @@ cdef bint has_one_tap(ConvPlan plan, const ProductJob *j, bint gradient) noexcep
     return inside and (6 * j.n >= nr or j.depth * nr * <ptrdiff_t>j.es <= KEPT_BLOCK) and not has_few_rows(j)
 
 
-cdef int conv_one_tap(ConvPlan plan, ProductJob *product, char *packed, char *out) except -1:
+cdef int conv_one_tap(ConvPlan plan, const fc_sweep *sweep, ProductJob *product, char *packed, char *out) except -1:
     """Output or input gradient."""
     cdef OneTapJob j
     cdef int threads = threads_for(plan.flops), i
     cdef ptrdiff_t nr = plan.k.nr, panels = ceil_div(product.n, nr), p, room
     cdef size_t shared = 0, scratch
-    for i in range(3):
-        j.in_[i], j.out[i], j.stride[i] = plan.in_[i], plan.out[i], plan.stride[i]
     plan_product(product)
-    j.y, j.pixels, j.plane = out, image_pixels(plan), plan.in_[0] * plan.in_[1] * plan.in_[2]
+    j.y, j.sweep, j.pixels, j.plane = out, sweep, image_pixels(plan), sweep.in_[0] * sweep.in_[1] * sweep.in_[2]
     j.rows = max(3 * <ptrdiff_t>plan.k.mr, ceil_div(product.m, ceil_div(PRODUCT_TASKS, panels)))
     j.rows = split(product.m, min(<ptrdiff_t>TASK_PIXELS, j.rows), 1)
     j.pixels_first = product.m > product.n
-    j.panel_size = aligned(V_OFFSET + product.depth * nr * plan.es)
+    j.panel_size = aligned(MARK + product.depth * nr * plan.es)
     room = KEPT_BLOCKS if j.pixels_first else KEPT_BLOCK
     j.kept = panels if j.pixels_first else 1
     if packed != NULL or j.kept * <ptrdiff_t>j.panel_size > room:
@@ -311,7 +301,7 @@ cdef int conv_im2col_output(ConvPlan plan, const char *x, const char *weight, ch
     cdef size_t windows = windows_size(plan), pixels = pixels_size(plan)
     if has_one_tap(plan, &j, False):
         j.a, j.bias, j.residual, j.activation, j.slope = x, bias, residual, activation, slope
-        return conv_one_tap(plan, &j, packed, out)
+        return conv_one_tap(plan, &plan.output, &j, packed, out)
     cdef Arena arena = lease(windows + pixels)
     cdef char *memory = <char *>arena.memory
     try:
@@ -332,7 +322,7 @@ cdef int conv_im2col_input_gradient(ConvPlan plan, const char *grad_output, cons
     cdef size_t windows = windows_size(plan), pixels = pixels_size(plan)
     if has_one_tap(plan, &j, True):
         j.a = grad_output
-        return conv_one_tap(plan, &j, packed, grad_input)
+        return conv_one_tap(plan, plan.gradient, &j, packed, grad_input)
     cdef Arena arena = lease(windows + pixels)
     cdef char *memory = <char *>arena.memory
     try:

@@ -42,7 +42,7 @@ cdef enum:
     SUMMED = 128  # products, at most, that are summed in registers; for 5x5 filters, which round more, half as many
     MAX_PACKED = 16 << 20  # bytes of transformed filters that are worth reading, if each is used once
     MAX_PADDED = 8 << 20  # and that may lie beyond the memory rule's six times the weights, where rows are few
-    V_OFFSET = 64  # bytes of a thread's scratch, before V
+    MARK = 64  # bytes that say what a thread's scratch holds, before V or a packed panel
     MIN_FUSED = 8  # tasks, or their transforms are done in memory for the sake of balance
 
 
@@ -206,7 +206,7 @@ cdef void product_tiles_task(void *job_, ptrdiff_t task, char *scratch) noexcept
     cdef int height = <int>j.high, width = <int>j.wide
     cdef fc_image image
     cdef ptrdiff_t *known = <ptrdiff_t *>scratch  # the patches whose V the thread has; -1: none
-    cdef char *v = scratch + V_OFFSET
+    cdef char *v = scratch + MARK
     cdef char *y = v + j.v_size
     cdef char *residual = y + j.patch_size
     cdef char *products = residual + (0 if j.residual == NULL else j.patch_size)
@@ -338,7 +338,7 @@ cdef int run_winograd(WinogradJob *j, double flops) except -1:
     tasks = ceil_div(j.patches, j.w.patches) * ceil_div(j.rows, j.width)
     j.m_plane = odd_lines(j.w.patches * j.patch_tiles * j.k.nr, j.es)
     j.m_size, j.v_size = aligned(j.points * j.m_plane * j.es), aligned(j.points * j.v_plane * j.es)
-    cdef size_t u = 0 if j.fused or j.packed != NULL else j.u_size, scratch = V_OFFSET + j.v_size + j.m_size
+    cdef size_t u = 0 if j.fused or j.packed != NULL else j.u_size, scratch = MARK + j.v_size + j.m_size
     scratch += j.patch_size * (1 if j.residual == NULL else 2) + (j.u_size if j.fused else 0)
     cdef Arena arena = lease(u + threads * scratch)
     cdef const char *bias = j.bias
