@@ -19,6 +19,9 @@ ISAS: tuple[str, ...]
 class ConvPlan:
     flops: float
     blocking: tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int, int]]
+    pointwise: bool
+    depthwise: bool
+    isa: str
     def __init__(
         self,
         type: TypeChar,
@@ -74,6 +77,20 @@ def conv_output(
     out: Real,
     activation: int = 0,
     slope: float = 0,
+    panels: Panels | None = None,
+) -> None: ...
+def reads_windows(plan: ConvPlan, x_last: bool) -> bool: ...
+def pack_windows_weight(plan: ConvPlan, weight: Real, x_last: bool) -> Panels: ...
+def conv_windows_output(
+    plan: ConvPlan,
+    x: Real,
+    weight: Real,
+    bias: Real | None,
+    residual: Real | None,
+    out: Real,
+    activation: int,
+    slope: float,
+    x_last: bool,
     panels: Panels | None = None,
 ) -> None: ...
 def conv_last_output(

@@ -29,6 +29,7 @@ class FusedConv2d(Conv2d):
     """
 
     _packed: PackedWeight | None = None
+    channels_last = False  # of the result in memory
 
     def __init__(self, convolution: Conv2d, activation: str | None = None) -> None:
         vars(self).update(vars(convolution))
@@ -39,8 +40,12 @@ class FusedConv2d(Conv2d):
         if self._packed is None or self._packed.raw is not weight:
             self._packed = PackedWeight(weight)
             self.weight.data = self._packed.raw  # read-only: what was packed cannot be changed unnoticed
-        options = self._options()
-        return functional.conv2d(x, self._packed, bias, **options, activation=self.activation, residual=residual)
+        options = self.stride, self.padding, self.dilation, self.groups
+        if self.channels_last:
+            fused = self.padding_mode, self.activation, residual
+            return functional.conv2d_to_last(x, self._packed, bias, *options, *fused)
+        fused = {"padding_mode": self.padding_mode, "activation": self.activation, "residual": residual}
+        return functional.conv2d(x, self._packed, bias, *options, **fused)
 
     def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
         raise RuntimeError("FusedConv2d.backward: it is for inference; train the model that was folded")
@@ -87,7 +92,23 @@ def fold_batch_norm(model: Module) -> Module:
     )
     """
     forgotten = {id(module._remembered): None for module in model.modules()}  # what backward reads is not copied
-    return _folded(copy.deepcopy(model, forgotten)).eval()
+    return _ordered(_folded(copy.deepcopy(model, forgotten))).eval()
+
+
+def _ordered(model: Module) -> Module:
+    """Let channels lie last in memory where all convolutions but the first read them so in place."""
+    convolutions = [layer for layer in model.modules() if isinstance(layer, FusedConv2d)]
+    if len(convolutions) > 1 and all(_reads_last(convolution) for convolution in convolutions[1:]):
+        for convolution in convolutions:
+            convolution.channels_last = True
+    return model
+
+
+def _reads_last(convolution: Conv2d) -> bool:
+    """Whether a filter is one pixel, or each channel has one of its own."""
+    channels = convolution.in_channels
+    depthwise = convolution.groups == channels == convolution.out_channels > 1
+    return depthwise or (convolution.groups == 1 and convolution.kernel_size == (1, 1))
 
 
 def _folded(layer: Module) -> Module:

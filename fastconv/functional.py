@@ -725,6 +725,25 @@ def _last_shape(call: _ConvCall, ndim: int) -> tuple[int, ...]:
     return *call.out_shape[: -1 - ndim], *call.out_shape[-ndim:], *call.bias_shape
 
 
+def _convolved_last(call, x, weight, packed, bias, residual, target, code, slope, algorithm) -> bool:
+    """Convolve images whose channels come last as they lie; return whether a kernel does."""
+    plan = call.plan
+    if target.size == 0:
+        return True
+    if plan.depthwise and algorithm in ("auto", "direct"):
+        return _kernels.conv_last_output(plan, x, weight, bias, residual, target, code, slope)
+    if algorithm == "direct":
+        return False
+    if _kernels.reads_windows(plan, True):
+        panels = None if packed is None else packed.windows(plan, True)
+        _kernels.conv_windows_output(plan, x, weight, bias, residual, target, code, slope, True, panels)
+        return True
+    if residual is None and plan.pointwise and weight.shape[1] == x.shape[-1]:  # few pixels
+        _kernels.linear_output(x, weight.reshape(weight.shape[:2]), bias, target, x.size // x.shape[-1], code, slope)
+        return True
+    return False
+
+
 def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out, algorithm, _of) -> NDArray:
     """Convolve with the channels last."""
     function, ndim = _of
@@ -734,8 +753,8 @@ def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out
     first = _channels_first(x, ndim)
     raw = _operand(function, "weight", weight.raw if type(weight) is PackedWeight else weight, x.dtype)
     options = _plain_options(function, _CONV_OPTIONS, options)
-    pointwise = residual is None and _is_pointwise(ndim, raw, options, padding_mode, algorithm)
-    if pointwise or (x.size and _is_depthwise(raw, options, padding_mode, algorithm)):
+    packed = weight if type(weight) is PackedWeight else None
+    if x.size and padding_mode == "zeros" and algorithm != "winograd":
         call = _find_conv_call(function, ndim, first.shape, raw, options, algorithm)
         code, slope = geometry.activation_code(function, activation)
         if bias is not None:
@@ -746,10 +765,7 @@ def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out
             residual = _operand(function, "residual", residual, x.dtype)
             geometry.check_shape(function, "residual", residual.shape, shape, "the result's shape")
         target = _target(function, "out", out, shape, x.dtype)
-        if pointwise:
-            linear(x, raw.reshape(raw.shape[:2]), bias, activation=activation, out=target)
-            return _delivered(out, target)
-        if _kernels.conv_last_output(call.plan, x, raw, bias, residual, target, code, slope):
+        if _convolved_last(call, x, raw, packed, bias, residual, target, code, slope, algorithm):
             return _delivered(out, target)
     if residual is not None:
         residual = _channels_first(_operand(function, "residual", residual, x.dtype), ndim)
@@ -758,6 +774,52 @@ def _conv_last(x, weight, bias, options, padding_mode, activation, residual, out
     target = _target(function, "out", out, y.shape, y.dtype)
     np.copyto(target, y)
     return _delivered(out, target)
+
+
+class _ToLast(NamedTuple):
+    """How a 2-D convolution is computed whose result has its channels last in memory."""
+
+    plan: Any
+    shape: tuple[int, int, int, int]  # of the result in memory
+    bias_shape: tuple[int]
+    windows: bool  # by `conv_windows_output`
+    depthwise: bool  # or `conv_last_output`
+
+
+@lru_cache(_CACHED_CALLS)
+def _to_last(x_shape, weight_shape, options, dtype_char, x_last, isa) -> _ToLast:
+    call = _conv_call("conv2d", 2, x_shape, weight_shape, options, dtype_char, "auto", isa)
+    some = math.prod(x_shape) > 0 and math.prod(call.out_shape) > 0
+    windows, depthwise = some and _kernels.reads_windows(call.plan, x_last), some and x_last and call.plan.depthwise
+    return _ToLast(call.plan, _last_shape(call, 2), call.bias_shape, windows, depthwise)
+
+
+def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_mode, activation, residual) -> NDArray:
+    """Convolve ``(n, ic, h, w)`` by packed weights to a result of that order whose channels lie last in memory.
+
+    PyTorch calls that the memory format `channels_last`. `x` and `residual` may be such arrays, too. Where no kernel
+    gives it, the result is one of :func:`conv2d`.
+    """
+    raw = weight.raw
+    char = raw.dtype.char
+    lying = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+    x_last = _type_char(lying) == char
+    rest = None if residual is None or residual.ndim < 4 else residual.transpose(0, 2, 3, 1)
+    if (x_last or _type_char(x) == char) and x.ndim == 4 and padding_mode == "zeros":
+        how = _to_last(x.shape, raw.shape, (stride, padding, dilation, groups), char, x_last, _current_isa())
+        fits = bias is None or (_type_char(bias) == char and bias.shape == how.bias_shape)
+        fits = fits and (residual is None or (_type_char(rest) == char and rest.shape == how.shape))
+        if fits and (how.windows or how.depthwise):
+            code, slope = (0, 0.0) if activation is None else geometry.activation_code("conv2d", activation)
+            y = _empty(how.shape, char)
+            if how.windows:
+                images, panels = lying if x_last else x, weight.windows(how.plan, x_last)
+                _kernels.conv_windows_output(how.plan, images, raw, bias, rest, y, code, slope, x_last, panels)
+                return y.transpose(0, 3, 1, 2)
+            if _kernels.conv_last_output(how.plan, lying, raw, bias, rest, y, code, slope):
+                return y.transpose(0, 3, 1, 2)
+    options = {"padding_mode": padding_mode, "activation": activation, "residual": residual}
+    return conv2d(x, weight, bias, stride, padding, dilation, groups, **options)
 
 
 def _conv_last_backward(grad_output, x, weight, options, padding_mode, output_mask, out, algorithm, _of) -> Gradients:

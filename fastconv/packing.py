@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,9 +121,18 @@ class PackedWeight:
         """
         if key is None:
             return None
+        return self._form(key, _kernels.pack_weight, plan, gradient, self._raw)
+
+    def windows(self, plan: _kernels.ConvPlan, x_last: bool) -> _kernels.Panels:
+        """Return the packed weights for an output whose channels come last, of an input where they may, too."""
+        turned = x_last and math.prod(self.shape[2:]) > 1
+        key = "output", "channels last" if turned else "im2col", plan.isa, 1
+        return self._form(key, _kernels.pack_windows_weight, plan, self._raw, x_last)
+
+    def _form(self, key: tuple, make: Callable[..., _kernels.Panels], *arguments: Any) -> _kernels.Panels:
         form = self._forms.get(key)
         if form is None:
-            form = _kernels.pack_weight(plan, gradient, self._raw)
+            form = make(*arguments)
             if len(self._forms) >= _KEPT:
                 self._forms = {}
             self._forms[key] = form

@@ -148,7 +148,8 @@ cdef extern from "micro.h" nogil:
         void (*gemm_lines)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, void *, ptrdiff_t, int, int,
                            const fc_ahead *) noexcept nogil
         void (*gemm_rows)(ptrdiff_t, const ptrdiff_t *, ptrdiff_t, const void *, const ptrdiff_t *, ptrdiff_t,
-                          const void *, void *, ptrdiff_t, int, int, int) noexcept nogil
+                          const void *, void *, ptrdiff_t, ptrdiff_t, int, int, const void *,
+                          const fc_finish *) noexcept nogil
         void (*gemm_blocks)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *, void *, ptrdiff_t, int,
                             int) noexcept nogil
         void (*gemm_few)(ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t,
@@ -232,6 +233,7 @@ include "conv_gemm.pxi"
 include "conv_direct.pxi"
 include "conv_winograd.pxi"
 include "linear.pxi"
+include "conv_windows.pxi"
 include "conv_im2col.pxi"
 include "pool.pxi"
 include "elementwise.pxi"

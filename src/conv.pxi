@@ -24,6 +24,16 @@ cdef WinogradJob winograd_filters(ConvPlan plan, bint gradient, const char *weig
     return j
 
 
+cdef Panels packed_product(ProductJob *j):
+    """The weights of a product in panels."""
+    plan_product(j)
+    cdef Panels panels = Panels(packed_depth(j, j.slices))
+    j.packed, j.slice1 = panels.memory, j.slices
+    with nogil:
+        run_tasks(pack_columns_task, j, j.slices * ceil_div(j.n, j.cols), fc_get_threads(), NULL, 0)
+    return panels
+
+
 def packing(ConvPlan plan not None, bint gradient):
     """(pass, algorithm, ISA, what else distinguishes its packed weights from others of the same weights).
 
@@ -34,7 +44,7 @@ def packing(ConvPlan plan not None, bint gradient):
     cdef WinogradJob tiles
     cdef ProductJob product
     cdef int i
-    name, isa = "input_gradient" if gradient else "output", plan.k.isa.decode()
+    name, isa = "input_gradient" if gradient else "output", plan.isa
     if plan.winograd_gradient.r if gradient else plan.winograd_output.r:
         tiles = winograd_filters(plan, gradient, NULL)
         if tiles.used_once and tiles.u_size > MAX_PACKED:
@@ -69,11 +79,7 @@ def pack_weight(ConvPlan plan not None, bint gradient, ndarray weight not None):
             pack_filters(&tiles, threads)
     elif plan.im2col[gradient]:
         product = im2col_product(plan, gradient, pw)
-        plan_product(&product)
-        panels = Panels(packed_depth(&product, product.slices))
-        product.packed, product.slice1 = panels.memory, product.slices
-        with nogil:
-            run_tasks(pack_columns_task, &product, product.slices * ceil_div(product.n, product.cols), threads, NULL, 0)
+        panels = packed_product(&product)
     else:
         sweeps = gradient_sweeps(plan, pw, NULL) if gradient else output_sweep(plan, pw, NULL)
         panels = Panels(packed_bytes(&sweeps))

@@ -74,7 +74,9 @@ cdef class ConvPlan:
     cdef Blocking output_blocking, gradient_blocking
     cdef ptrdiff_t direct_rows, direct_gradient_rows, direct_weight_rows
     cdef bint[3] im2col
-    cdef bint full, pointwise  # windows that are images, or pixels, as they are
+    cdef bint full  # windows that are images as they are,
+    cdef readonly bint pointwise  # or pixels
+    cdef readonly bint depthwise  # channels with a filter each
     cdef Winograd winograd_output, winograd_gradient, winograd_weight
     cdef ptrdiff_t wg_rows, wg_cols, wg_pixels, wg_shares  # weight gradient: ic a block, oc a block, pixels, shares
 
@@ -101,6 +103,7 @@ cdef class ConvPlan:
         self.direct_rows, self.direct_gradient_rows, self.direct_weight_rows = direct
         self.im2col[0], self.im2col[1], self.im2col[2] = im2col
         self.full, self.pointwise = full, pointwise
+        self.depthwise = groups > 1 and self.ic == 1 and self.oc == 1
         if winograd[0]:
             self.winograd_output = winograd_blocking(winograd[0])
         if winograd[1]:
@@ -115,6 +118,10 @@ cdef class ConvPlan:
             raise MemoryError("fastconv: no memory for a plan")
         self.plan_output()
         self.plan_gradient()
+
+    @property
+    def isa(self):
+        return self.k.isa.decode()
 
     def __dealloc__(self):
         free(self.tap_offsets)
@@ -699,7 +706,7 @@ cdef void weight_gradient_block(const WeightGradientJob *j, ptrdiff_t g, ptrdiff
         for panel from 0 <= panel < ocs by nr:
             k.gemm_rows(units, run, length, j.x if j.in_place else xp, row + i, j.stride[2], b + panel * pixels * es,
                         partial + ((ic0 * j.taps + i) * j.ldc + oc0 + panel) * es, j.ldc,
-                        <int>min(<ptrdiff_t>k.mr, ics * j.taps - i), <int>min(nr, ocs - panel), accumulate)
+                        <int>min(<ptrdiff_t>k.mr, ics * j.taps - i), <int>min(nr, ocs - panel), accumulate, NULL, NULL)
 
 
 cdef void weight_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:

@@ -177,77 +177,6 @@ cdef const char *to_pixels(ConvPlan plan, const char *grad_output, char *memory)
 
 # ---- filters of one tap ----
 
-cdef enum:
-    TASK_PIXELS = 64
-
-
-cdef struct OneTapJob:
-    ProductJob product  # C[n, p][oc] = X[n, p][ic] W[oc][ic]^T; transposed, it takes residual and activation
-    const fc_sweep *sweep  # the same as a sweep: which pixels it reads
-    ptrdiff_t pixels, plane, rows  # pixels of an output image; elements between input channels; pixels a task
-    bint pixels_first  # a block of pixels meets all panels before the next one does, or a panel all blocks
-    ptrdiff_t kept  # panels that a thread packs and keeps: all, one or none, where they have been packed before
-    char *y
-    size_t c_size, panel_size  # parts of a thread's scratch, in bytes
-
-
-cdef void find_pixels(const fc_sweep *s, ptrdiff_t pixel, ptrdiff_t count, ptrdiff_t *at) noexcept nogil:
-    """Where pixels of the output, flattened over (n, d, h, w), lie in the input."""
-    cdef fc_run[TASK_PIXELS] run
-    cdef ptrdiff_t first, i
-    cdef int r
-    for r in range(find_runs(s, pixel, count, run)):
-        first = run[r].n * s.in_image + (run[r].d * s.step[0] * s.in_[1] + run[r].h * s.step[1]) * s.in_[2]
-        for i in range(run[r].len):
-            at[run[r].col + i] = first + (run[r].w + i) * s.step[2]
-
-
-cdef void one_tap_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: a block of pixels x a panel of output channels."""
-    cdef OneTapJob *j = <OneTapJob *>job_
-    cdef const ProductJob *w = &j.product
-    cdef kernels_t k = w.k
-    cdef size_t es = w.es
-    cdef ptrdiff_t nr = k.nr, blocks = ceil_div(w.m, j.rows), panels = ceil_div(w.n, nr)
-    cdef ptrdiff_t panel = task % panels if j.pixels_first else task // blocks, col0 = panel * nr
-    cdef ptrdiff_t row0 = (task // panels if j.pixels_first else task % blocks) * j.rows
-    cdef ptrdiff_t count = min(j.rows, w.m - row0), tiles = ceil_div(count, k.mr)
-    cdef ptrdiff_t slice_, k0, kc, t, i, end, to, zero = 0
-    cdef int cols = <int>min(nr, w.n - col0)
-    cdef ptrdiff_t[TASK_PIXELS] at
-    cdef char *c = scratch
-    cdef char *b
-    cdef char *memory = scratch + j.c_size + (panel if j.kept > 1 else 0) * j.panel_size
-    cdef ptrdiff_t *known = <ptrdiff_t *>memory  # the panel that the thread has packed here; -1: none
-    find_pixels(j.sweep, row0, count, at)
-    for slice_ in range(w.slices):
-        k0 = slice_start(w.depth, slice_, w.slices)
-        kc = slice_start(w.depth, slice_ + 1, w.slices) - k0
-        if j.kept:
-            b = memory + MARK + k0 * nr * es
-            if known[0] != panel:
-                pack_columns(w, slice_, col0, b)
-        else:
-            b = packed_columns(w, slice_, col0)
-        for t in range(tiles):
-            i, end = count * t // tiles, count * (t + 1) // tiles
-            k.gemm_rows(1, &zero, kc, w.a + k0 * j.plane * es, at + i, j.plane, b, c + i * nr * es, nr,
-                        <int>(end - i), cols, slice_ > 0)
-    if j.kept:
-        known[0] = panel
-    if w.bias != NULL or (w.activation and w.residual == NULL):
-        k.epilogue(c, nr, <int>count, cols, NULL if w.bias == NULL else w.bias + col0 * es, NULL,
-                   0 if w.residual != NULL else w.activation, w.slope)
-    i = 0
-    while i < count:  # an image at a time
-        end = min(count, i + j.pixels - (row0 + i) % j.pixels)
-        to = (((row0 + i) // j.pixels * w.n + col0) * j.pixels + (row0 + i) % j.pixels) * es
-        k.transpose(c + i * nr * es, nr, end - i, cols, j.y + to, j.pixels)
-        if w.residual != NULL:
-            k.epilogue(j.y + to, j.pixels, cols, <int>(end - i), NULL, w.residual + to, w.activation, w.slope)
-        i = end
-
-
 cdef bint has_one_tap(ConvPlan plan, const ProductJob *j, bint gradient) noexcept:
     """Whether a pass has one tap, meets no padding and packs weights, of hardly more bytes than they have."""
     cdef ptrdiff_t nr = plan.k.nr
@@ -260,39 +189,10 @@ cdef bint has_one_tap(ConvPlan plan, const ProductJob *j, bint gradient) noexcep
 
 cdef int conv_one_tap(ConvPlan plan, const fc_sweep *sweep, ProductJob *product, char *packed, char *out) except -1:
     """Output or input gradient."""
-    cdef OneTapJob j
-    cdef int threads = threads_for(plan.flops), i
-    cdef ptrdiff_t nr = plan.k.nr, panels = ceil_div(product.n, nr), p, room
-    cdef size_t shared = 0, scratch
-    plan_product(product)
-    j.y, j.sweep, j.pixels, j.plane = out, sweep, image_pixels(plan), sweep.in_[0] * sweep.in_[1] * sweep.in_[2]
-    j.rows = max(3 * <ptrdiff_t>plan.k.mr, ceil_div(product.m, ceil_div(PRODUCT_TASKS, panels)))
-    j.rows = split(product.m, min(<ptrdiff_t>TASK_PIXELS, j.rows), 1)
-    j.pixels_first = product.m > product.n
-    j.panel_size = aligned(MARK + product.depth * nr * plan.es)
-    room = KEPT_BLOCKS if j.pixels_first else KEPT_BLOCK
-    j.kept = panels if j.pixels_first else 1
-    if packed != NULL or j.kept * <ptrdiff_t>j.panel_size > room:
-        j.kept = 0
-        shared = packed_depth(product, product.slices) if packed == NULL else 0
-    j.c_size = aligned(j.rows * nr * plan.es)
-    scratch = j.c_size + j.kept * j.panel_size
-    cdef Arena arena = lease(shared + threads * scratch)
-    cdef char *memory = <char *>arena.memory
-    product.packed = memory if shared else packed
-    if shared:
-        product.slice1 = product.slices
-        with nogil:
-            run_tasks(pack_columns_task, product, product.slices * ceil_div(product.n, product.cols), threads, NULL, 0)
-    product.cols = nr
-    j.product = product[0]
-    with nogil:
-        for i in range(threads):
-            for p in range(j.kept):
-                (<ptrdiff_t *>(memory + shared + i * scratch + j.c_size + p * j.panel_size))[0] = -1
-        run_flushed(one_tap_task, &j, panels * ceil_div(product.m, j.rows), threads, memory + shared, scratch)
-    release(arena)
-    return 0
+    cdef WindowProduct j
+    j.product, j.sweep, j.y = product[0], sweep, out
+    begin_window_product(&j, plan, False, False)
+    return run_window_product(&j, plan, packed)
 
 
 cdef int conv_im2col_output(ConvPlan plan, const char *x, const char *weight, char *packed, const char *bias,

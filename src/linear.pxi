@@ -115,7 +115,7 @@ cdef void product_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil
             if j.in_place:
                 for p from 0 <= p < cols by k.nr:
                     k.gemm_rows(1, &zero, kc, a, row, j.a_step, b + p * kc * es, c + p * es, j.ldc, rows,
-                                <int>min(<ptrdiff_t>k.nr, cols - p), slice_ > 0)
+                                <int>min(<ptrdiff_t>k.nr, cols - p), slice_ > 0, NULL, NULL)
             else:
                 pack_panels(j, a, j.a_row, j.a_step, k.mr, rows, kc, panel)
                 k.gemm_panels(kc, panel, 0, rows, b, k.nr * kc, cols, c, j.ldc, slice_ > 0, NULL, NULL)

@@ -26,7 +26,7 @@
 #define finished FC_LOCAL(finished)
 FC_INLINE vec finished(vec x, fc_finish finish, ptrdiff_t at, uint32_t bits) {
     if (finish.residual) x += vec_load_bits((const REAL *)finish.residual + at, bits);
-    if (finish.activation == FC_RELU) x = relu_select(x, x);
+    if (finish.activation == FC_RELU) x = vec_at_least(0, x);
     if (finish.activation == FC_RELU6) x = vec_clamp(x, 0, 6);
     return x;
 }
@@ -54,23 +54,69 @@ FC_INLINE void gemm_step(const int rows, const int vectors, const int kind, cons
         if (kind != GEMM_LINES || i % 3 == 0) ai[i] += next;
 }
 
+/* acc -> C; constant `last` leaves out what masks would ask of each vector, and so does one question at a time.  A
+ * pointer walks down the rows, or the compiler keeps all of their distances, on the stack. */
+#define FC_EACH_OF_TILE(pointer, ...) \
+    FC_UNROLL \
+    for (int i = 0; i < rows; i++, pointer += ldc) { \
+        __asm__("" : "+r"(pointer)); \
+        FC_UNROLL \
+        for (int v = 0; v < vectors; v++) { \
+            const uint32_t bits = v == vectors - 1 ? last : FC_ALL; \
+            __VA_ARGS__; \
+        } \
+    }
+#define store_tile FC_LOCAL(store_tile)
+FC_INLINE void store_tile(const int rows, const int vectors, vec acc[FC_MR][FC_VECTORS], REAL *c, ptrdiff_t ldc,
+                          const uint32_t last, int accumulate, const fc_finish *finish) {
+    if (accumulate) {
+        const REAL *p = c;
+        FC_EACH_OF_TILE(p, acc[i][v] += vec_load_bits(p + v * FC_LANES, bits))
+    }
+    if (finish) {
+        const REAL *p = finish->residual;
+        const int activation = finish->activation;
+        if (p) FC_EACH_OF_TILE(p, acc[i][v] += vec_load_bits(p + v * FC_LANES, bits))
+        if (activation == FC_RELU) FC_EACH_OF_TILE(p, (void)bits, acc[i][v] = vec_at_least(0, acc[i][v]))
+        if (activation == FC_RELU6) FC_EACH_OF_TILE(p, (void)bits, acc[i][v] = vec_clamp(acc[i][v], 0, 6))
+    }
+    FC_EACH_OF_TILE(c, vec_store_bits(c + v * FC_LANES, acc[i][v], bits))
+}
+
 #define gemm_tile FC_LOCAL(gemm_tile)
 FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrdiff_t runs, const ptrdiff_t *run,
                          ptrdiff_t len, const REAL *a, const ptrdiff_t *row, ptrdiff_t step, const REAL *b, REAL *c,
                          ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias, const fc_finish *finish,
                          const REAL *next_a, const char *next_b, ptrdiff_t next_step) {
-    vec acc[FC_MR][FC_VECTORS];
+    vec acc[FC_MR][FC_VECTORS], start[FC_VECTORS];
     FC_UNROLL
-    for (int i = 0; i < rows; i++) {
-        const vec start = bias ? vec_splat(bias[i]) : (vec){0};
-        __builtin_prefetch(c + i * ldc, 1);
-        __builtin_prefetch(c + i * ldc + (vectors - 1) * FC_LANES, 1);
-        if (finish && finish->residual) {
-            __builtin_prefetch((const REAL *)finish->residual + i * ldc);
-            __builtin_prefetch((const REAL *)finish->residual + i * ldc + (vectors - 1) * FC_LANES);
-        }
+    for (int v = 0; v < vectors; v++)
+        start[v] = bias && kind == GEMM_ROWS ? vec_load_bits(bias + v * FC_LANES, v == vectors - 1 ? last : FC_ALL)
+                                             : (vec){0};
+    REAL *ahead = c;
+    FC_UNROLL
+    for (int i = 0; i < rows; i++, ahead += ldc) {
         FC_UNROLL
-        for (int v = 0; v < vectors; v++) acc[i][v] = start;
+        for (int v = 0; v < vectors; v++) acc[i][v] = start[v];
+        __asm__("" : "+r"(ahead));
+        __builtin_prefetch(ahead, 1);
+        __builtin_prefetch(ahead + (vectors - 1) * FC_LANES, 1);
+    }
+    if (bias && kind == GEMM_PACKED) {
+        FC_UNROLL
+        for (int i = 0; i < rows; i++) {
+            FC_UNROLL
+            for (int v = 0; v < vectors; v++) acc[i][v] = vec_splat(bias[i]);
+        }
+    }
+    if (finish && finish->residual) {
+        const REAL *residual = finish->residual;
+        FC_UNROLL
+        for (int i = 0; i < rows; i++, residual += ldc) {
+            __asm__("" : "+r"(residual));
+            __builtin_prefetch(residual);
+            __builtin_prefetch(residual + (vectors - 1) * FC_LANES);
+        }
     }
     ptrdiff_t unfetched = len; /* of a row of the next tile */
     for (ptrdiff_t r = 0; r < runs; r++) {
@@ -113,18 +159,10 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
         }
         for (; FC_STEPS > 1 && k < len; k++, b += FC_NR) gemm_step(rows, vectors, kind, ai, step, b, acc);
     }
-    const fc_finish how = finish_of(finish);
-    FC_UNROLL
-    for (int i = 0; i < rows; i++) {
-        FC_UNROLL
-        for (int v = 0; v < vectors; v++) {
-            REAL *p = c + i * ldc + v * FC_LANES;
-            const uint32_t bits = v == vectors - 1 ? last : FC_ALL;
-            if (accumulate) acc[i][v] += vec_load_bits(p, bits);
-            if (finish) acc[i][v] = finished(acc[i][v], how, i * ldc + v * FC_LANES, bits);
-            vec_store_bits(p, acc[i][v], bits);
-        }
-    }
+    if (FC_LIKELY(last == FC_ALL))
+        store_tile(rows, vectors, acc, c, ldc, FC_ALL, accumulate, finish);
+    else
+        store_tile(rows, vectors, acc, c, ldc, last, accumulate, finish);
 }
 
 /* gemm_tile with every (rows, vectors) this ISA can be asked for; a tail has fewer than mr rows */
@@ -261,17 +299,49 @@ static void FC_KERNEL(gemm_blocks)(ptrdiff_t k, const void *a_, ptrdiff_t block,
     }
 }
 
-static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a,
-                                 const ptrdiff_t *row, ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows,
-                                 int cols, int accumulate) {
+/* Whole tiles of rows, one after another */
+#define rows_tiles FC_LOCAL(rows_tiles)
+FC_INLINE ptrdiff_t rows_tiles(const int vectors, ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const REAL *a,
+                               const ptrdiff_t *row, ptrdiff_t step, ptrdiff_t rows, const REAL *b, REAL *c,
+                               ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias,
+                               const fc_finish *finish) {
+    fc_finish how = finish_of(finish);
+    ptrdiff_t i = 0;
+    for (; i + FC_MR <= rows; i += FC_MR) {
+        gemm_tile(FC_MR, vectors, GEMM_ROWS, runs, run, len, a, row + i, step, b, c + i * ldc, ldc, last, accumulate,
+                  bias, finish ? &how : NULL, NULL, NULL, 0);
+        if (how.residual) how.residual = (const REAL *)how.residual + FC_MR * ldc;
+    }
+    return i;
+}
+
+static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a_,
+                                 const ptrdiff_t *row, ptrdiff_t step, const void *b, void *c_, ptrdiff_t ldc,
+                                 ptrdiff_t rows, int cols, int accumulate, const void *bias, const fc_finish *finish) {
     const uint32_t last = bits_range(0, (cols - 1) % FC_LANES + 1);
-    switch (rows * 4 + (cols + FC_LANES - 1) / FC_LANES) {
+    const REAL *a = a_;
+    REAL *c = c_;
+    ptrdiff_t i = 0;
+    switch ((cols + FC_LANES - 1) / FC_LANES) {
+#define FC_CASE(v) \
+    case v: \
+        i = rows_tiles(v, runs, run, len, a, row, step, rows, b, c, ldc, last, accumulate, bias, finish); \
+        break;
+        FC_CASE(1) FC_CASE(2)
+#if FC_VECTORS == 3
+        FC_CASE(3)
+#endif
+#undef FC_CASE
+    }
+    fc_finish how = finish_of(finish);
+    if (how.residual) how.residual = (const REAL *)how.residual + i * ldc;
+    switch ((rows - i) * 4 + (cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(r, v) \
     case r * 4 + v: \
-        gemm_tile(r, v, GEMM_ROWS, runs, run, len, a, row, step, b, c, ldc, last, accumulate, NULL, NULL, NULL, NULL, \
-                  0); \
+        gemm_tile(r, v, GEMM_ROWS, runs, run, len, a, row + i, step, b, c + i * ldc, ldc, last, accumulate, bias, \
+                  finish ? &how : NULL, NULL, NULL, 0); \
         break;
-        FC_EACH_TILE(FC_CASE)
+        FC_EACH_TAIL(FC_CASE)
 #undef FC_CASE
     }
 }

@@ -185,9 +185,10 @@ typedef struct {
     void (*gemm_lines)(ptrdiff_t k, const void *a, ptrdiff_t lda, ptrdiff_t rows, const void *b, void *c, ptrdiff_t ldc,
                        int cols, int accumulate, const fc_ahead *ahead);
     /* The same with A anywhere: its element (i, r, k) is a[row[i] + run[r] + k * step], k < len; B is [runs *
-     * len][nr].  The line behind the first row's is fetched. */
+     * len][nr].  The line behind the first row's is fetched.  bias is one a column. */
     void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a, const ptrdiff_t *row,
-                      ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, int rows, int cols, int accumulate);
+                      ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, ptrdiff_t rows, int cols,
+                      int accumulate, const void *bias, const fc_finish *finish);
     /* The same with any number of rows of A in blocks of vectors: (i, k) is a[i / lanes * block + k * lanes + i % lanes] */
     void (*gemm_blocks)(ptrdiff_t k, const void *a, ptrdiff_t block, ptrdiff_t rows, const void *b, void *c,
                         ptrdiff_t ldc, int cols, int accumulate);
