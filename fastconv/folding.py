@@ -35,23 +35,40 @@ class FusedConv2d(Conv2d):
         vars(self).update(vars(convolution))
         self.activation, self.training = activation, False
 
-    def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+    def packed(self) -> tuple[PackedWeight, np.ndarray | None, tuple, str | None]:
+        """Return the packed weights, the bias, the options and the activation."""
         weight, bias = self._values()
         if self._packed is None or self._packed.raw is not weight:
             self._packed = PackedWeight(weight)
             self.weight.data = self._packed.raw  # read-only: what was packed cannot be changed unnoticed
-        options = self.stride, self.padding, self.dilation, self.groups
+        return self._packed, bias, (self.stride, self.padding, self.dilation, self.groups), self.activation
+
+    def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+        weight, bias, options, activation = self.packed()
         if self.channels_last:
-            fused = self.padding_mode, self.activation, residual
-            return functional.conv2d_to_last(x, self._packed, bias, *options, *fused)
-        fused = {"padding_mode": self.padding_mode, "activation": self.activation, "residual": residual}
-        return functional.conv2d(x, self._packed, bias, *options, **fused)
+            return functional.conv2d_to_last(x, weight, bias, *options, self.padding_mode, activation, residual)
+        fused = {"padding_mode": self.padding_mode, "activation": activation, "residual": residual}
+        return functional.conv2d(x, weight, bias, *options, **fused)
 
     def backward(self, grad_output: np.ndarray, needs_input_grad: bool = True) -> np.ndarray | None:
         raise RuntimeError("FusedConv2d.backward: it is for inference; train the model that was folded")
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+
+class _SeparableBlock(Sequential):
+    """A 1x1 convolution or none, one with a filter a channel and a 1x1 convolution, computed together where it pays."""
+
+    def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+        layers = [*self]
+        y = functional.conv2d_block(x, [layer.packed() for layer in layers], residual)
+        if y is None:
+            *others, last = layers
+            for layer in others:
+                x = layer(x)
+            y = last.forward(x, residual)
+        return y
 
 
 class _FusedResidual(Residual):
@@ -101,7 +118,33 @@ def _ordered(model: Module) -> Module:
     if len(convolutions) > 1 and all(_reads_last(convolution) for convolution in convolutions[1:]):
         for convolution in convolutions:
             convolution.channels_last = True
+        return _blocked(model)
     return model
+
+
+def _blocked(layer: Module) -> Module:
+    """Join convolutions that are a separable block."""
+    if isinstance(layer, Residual):
+        layer.body = _blocked(layer.body)
+        return layer
+    for name, child in [*layer.named_children()]:
+        setattr(layer, name, _blocked(child))
+    if not isinstance(layer, Sequential):
+        return layer
+    rest, joined = [*layer], []
+    while rest:
+        count = next((count for count in (3, 2) if _is_separable(rest[:count], count)), 1)
+        joined.append(rest[0] if count == 1 else _SeparableBlock(*rest[:count]))
+        del rest[:count]
+    return Sequential(*joined)
+
+
+def _is_separable(layers: list[Module], count: int) -> bool:
+    if len(layers) < count or not all(isinstance(layer, FusedConv2d) for layer in layers):
+        return False
+    *first, middle, last = layers
+    pointwise = all(layer.kernel_size == (1, 1) and layer.groups == 1 for layer in (*first, last))
+    return pointwise and middle.groups > 1 and all(layer.padding_mode == "zeros" for layer in layers)
 
 
 def _reads_last(convolution: Conv2d) -> bool:

@@ -822,6 +822,61 @@ def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_m
     return conv2d(x, weight, bias, stride, padding, dilation, groups, **options)
 
 
+class _Block(NamedTuple):
+    """A separable block: plans of its convolutions, the first or None, and the shape of the result in memory."""
+
+    plans: tuple[Any, Any, Any]
+    shape: tuple[int, int, int, int]
+
+
+@lru_cache(_CACHED_CALLS)
+def _block(x_shape, layers, dtype_char, isa) -> _Block | None:
+    """Plan a block of (weight_shape, options) of each convolution; None where each had better be computed by itself."""
+    plans, shape = [], x_shape
+    for weight_shape, options in layers:
+        call = _conv_call("conv2d", 2, shape, weight_shape, options, dtype_char, "auto", isa)
+        plans.append(call.plan)
+        shape = call.out_shape
+    *first, depthwise, last = plans
+    pointwise = all(plan.pointwise and _kernels.reads_windows(plan, True) for plan in (*first, last))
+    if 0 in x_shape or not (pointwise and depthwise.depthwise and _kernels.block_pays(depthwise)):
+        return None
+    return _Block((first[0] if first else None, depthwise, last), (shape[0], *shape[2:], shape[1]))
+
+
+def conv2d_block(x, layers, residual) -> NDArray | None:
+    """Compute a separable block, whose rows then never leave the caches, of (weight, bias, options, activation) each.
+
+    Layers are a 1x1 convolution, or none, one with a filter a channel, and a 1x1 convolution; weights are packed, `x`,
+    `residual` and the result lie as those of `conv2d_to_last`. None where it does not pay or no kernel can.
+    """
+    if x.ndim != 4:
+        return None
+    weights = [weight for weight, _, _, _ in layers]
+    lying, char = x.transpose(0, 2, 3, 1), weights[0].raw.dtype.char
+    if _type_char(lying) != char or any(weight.raw.dtype.char != char for weight in weights):
+        return None
+    block = _block(x.shape, tuple([(w.raw.shape, options) for w, _, options, _ in layers]), char, _current_isa())
+    if block is None:
+        return None
+    rest = None
+    if residual is not None:
+        rest = residual.transpose(0, 2, 3, 1) if residual.ndim == 4 else residual
+        if _type_char(rest) != char or rest.shape != block.shape:
+            return None
+    biases = [None] * (3 - len(layers)) + [bias for _, bias, _, _ in layers]
+    codes = [(0, 0.0)] * (3 - len(layers)) + [
+        (0, 0.0) if activation is None else geometry.activation_code("conv2d", activation) for *_, activation in layers
+    ]
+    expand, depthwise, project = block.plans
+    y, panels = _empty(block.shape, char), weights[-1].windows(project, True)
+    first = None if expand is None else weights[0].windows(expand, True)
+    taps = weights[-2].raw
+    if _kernels.conv_block_output(expand, depthwise, project, lying, taps, biases, first, panels, codes, rest, y):
+        return y.transpose(0, 3, 1, 2)
+    return None
+
+
 def _conv_last_backward(grad_output, x, weight, options, padding_mode, output_mask, out, algorithm, _of) -> Gradients:
     """Return the gradients of a convolution with the channels last."""
     function, ndim = _of
