@@ -839,7 +839,7 @@ def _block(x_shape, layers, dtype_char, isa) -> _Block | None:
         shape = call.out_shape
     *first, depthwise, last = plans
     pointwise = all(plan.pointwise and _kernels.reads_windows(plan, True) for plan in (*first, last))
-    if 0 in x_shape or not (pointwise and depthwise.depthwise and _kernels.block_pays(depthwise)):
+    if 0 in x_shape or not (pointwise and depthwise.depthwise and _kernels.block_pays(depthwise, bool(first))):
         return None
     return _Block((first[0] if first else None, depthwise, last), (shape[0], *shape[2:], shape[1]))
 
