@@ -7,11 +7,12 @@ w' = w * gamma / sqrt(var + eps),   b' = (b - mean) * gamma / sqrt(var + eps) + 
 from __future__ import annotations
 
 import copy
+from operator import is_not
 
 import numpy as np
 
 from . import functional
-from .layers import BatchNorm2d, Conv2d, Dropout, Module, Parameter, ReLU, ReLU6, Residual, Sequential
+from .layers import AdaptiveAvgPool2d, BatchNorm2d, Conv2d, Dropout, Module, Parameter, ReLU, ReLU6, Residual, Sequential
 from .packing import PackedWeight
 
 __all__ = ["FusedConv2d", "fold_batch_norm"]
@@ -60,15 +61,37 @@ class FusedConv2d(Conv2d):
 class _SeparableBlock(Sequential):
     """A 1x1 convolution or none, one with a filter a channel and a 1x1 convolution, computed together where it pays."""
 
+    def __init__(self, *layers: FusedConv2d) -> None:
+        super().__init__(*layers)
+        self._layers = layers
+        self._arrays: list[np.ndarray | None] = []  # weights and biases
+        self._blocks: dict[tuple, functional.Block | None] = {}  # of those, by shape and instruction set
+
     def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
-        layers = [*self]
-        y = functional.conv2d_block(x, [layer.packed() for layer in layers], residual)
+        arrays = [array for layer in self._layers for array in layer._values()]
+        if len(arrays) != len(self._arrays) or any(map(is_not, arrays, self._arrays)):
+            packed = [layer.packed() for layer in self._layers]
+            self._arrays, self._blocks = [array for weight, bias, *_ in packed for array in (weight.raw, bias)], {}
+        key = x.shape, functional.current_isa()
+        if key not in self._blocks:
+            if len(self._blocks) > 8:
+                self._blocks = {}
+            self._blocks[key] = functional.find_block(x.shape, [layer.packed() for layer in self._layers])
+        block = self._blocks[key]
+        y = None if block is None else functional.conv2d_block(x, block, residual)
         if y is None:
-            *others, last = layers
+            *others, last = self._layers
             for layer in others:
                 x = layer(x)
             y = last.forward(x, residual)
         return y
+
+
+class _GlobalAvgPool2d(Module):
+    """The mean of an image whose channels lie last in memory."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return functional.global_avg_pool2d(x)
 
 
 class _FusedResidual(Residual):
@@ -127,6 +150,8 @@ def _blocked(layer: Module) -> Module:
     if isinstance(layer, Residual):
         layer.body = _blocked(layer.body)
         return layer
+    if isinstance(layer, AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
+        return _GlobalAvgPool2d()
     for name, child in [*layer.named_children()]:
         setattr(layer, name, _blocked(child))
     if not isinstance(layer, Sequential):

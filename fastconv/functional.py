@@ -106,7 +106,7 @@ _ndarray = np.ndarray
 _empty = _kernels.empty
 _INT64 = np.dtype(np.int64)
 _are_ints = _kernels.are_ints
-_current_isa = _kernels.get_isa
+current_isa = _kernels.get_isa
 _type_char = _kernels.type_char  # of a native array of float32 or float64, else None
 
 
@@ -373,7 +373,7 @@ def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _Con
     if algorithm != "auto":
         geometry.check_algorithm(function, algorithm)
     options = _plain_options(function, _CONV_OPTIONS, options)
-    return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, _current_isa())
+    return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, current_isa())
 
 
 class _Borders(NamedTuple):
@@ -806,7 +806,7 @@ def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_m
     x_last = _type_char(lying) == char
     rest = None if residual is None or residual.ndim < 4 else residual.transpose(0, 2, 3, 1)
     if (x_last or _type_char(x) == char) and x.ndim == 4 and padding_mode == "zeros":
-        how = _to_last(x.shape, raw.shape, (stride, padding, dilation, groups), char, x_last, _current_isa())
+        how = _to_last(x.shape, raw.shape, (stride, padding, dilation, groups), char, x_last, current_isa())
         fits = bias is None or (_type_char(bias) == char and bias.shape == how.bias_shape)
         fits = fits and (residual is None or (_type_char(rest) == char and rest.shape == how.shape))
         if fits and (how.windows or how.depthwise):
@@ -822,57 +822,55 @@ def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_m
     return conv2d(x, weight, bias, stride, padding, dilation, groups, **options)
 
 
-class _Block(NamedTuple):
-    """A separable block: plans of its convolutions, the first or None, and the shape of the result in memory."""
+class Block(NamedTuple):
+    """A separable block for images of a given shape: what `conv_block_output` takes, and the result's shape in memory."""
 
-    plans: tuple[Any, Any, Any]
+    plans: tuple[Any, Any, Any]  # the first may be None
+    weights: tuple[Any, NDArray, Any]  # packed, those of the filters of one channel as they are, packed
+    biases: list[NDArray | None]
+    activations: list[tuple[int, float]]
     shape: tuple[int, int, int, int]
+    dtype_char: str
 
 
-@lru_cache(_CACHED_CALLS)
-def _block(x_shape, layers, dtype_char, isa) -> _Block | None:
-    """Plan a block of (weight_shape, options) of each convolution; None where each had better be computed by itself."""
-    plans, shape = [], x_shape
-    for weight_shape, options in layers:
-        call = _conv_call("conv2d", 2, shape, weight_shape, options, dtype_char, "auto", isa)
+def find_block(x_shape: tuple[int, ...], layers: list[tuple]) -> Block | None:
+    """Plan a separable block of (weight, bias, options, activation): 1x1 or none, a filter a channel, 1x1.
+
+    Weights are packed. None where no kernel computes it, or each layer had better be computed by itself.
+    """
+    char, isa, shape, plans = layers[0][0].raw.dtype.char, current_isa(), x_shape, []
+    if len(x_shape) != 4 or 0 in x_shape or any(weight.raw.dtype.char != char for weight, *_ in layers):
+        return None
+    for weight, _, options, _ in layers:
+        call = _conv_call("conv2d", 2, shape, weight.raw.shape, options, char, "auto", isa)
         plans.append(call.plan)
         shape = call.out_shape
     *first, depthwise, last = plans
     pointwise = all(plan.pointwise and _kernels.reads_windows(plan, True) for plan in (*first, last))
-    if 0 in x_shape or not (pointwise and depthwise.depthwise and _kernels.block_pays(depthwise, bool(first))):
+    if not (pointwise and depthwise.depthwise and _kernels.block_pays(depthwise, bool(first))):
         return None
-    return _Block((first[0] if first else None, depthwise, last), (shape[0], *shape[2:], shape[1]))
+    missing = [None] * (3 - len(layers))
+    expand, (taps, *_), project = (*missing, *layers)[0], layers[-2], layers[-1]
+    packed = None if expand is None else expand[0].windows(first[0], True), taps.raw, project[0].windows(last, True)
+    biases = [*missing, *[None if bias is None else _native(bias) for _, bias, _, _ in layers]]
+    codes = [geometry.activation_code("conv2d", None if layer is None else layer[3]) for layer in (*missing, *layers)]
+    return Block((*missing, *plans), packed, biases, codes, (shape[0], *shape[2:], shape[1]), char)
 
 
-def conv2d_block(x, layers, residual) -> NDArray | None:
-    """Compute a separable block, whose rows then never leave the caches, of (weight, bias, options, activation) each.
+def conv2d_block(x: NDArray, block: Block, residual: NDArray | None) -> NDArray | None:
+    """Compute a separable block, whose rows then never leave the caches.
 
-    Layers are a 1x1 convolution, or none, one with a filter a channel, and a 1x1 convolution; weights are packed, `x`,
-    `residual` and the result lie as those of `conv2d_to_last`. None where it does not pay or no kernel can.
+    `x`, `residual` and the result lie as those of `conv2d_to_last`. None where they do not, or weights are not finite.
     """
-    if x.ndim != 4:
-        return None
-    weights = [weight for weight, _, _, _ in layers]
-    lying, char = x.transpose(0, 2, 3, 1), weights[0].raw.dtype.char
-    if _type_char(lying) != char or any(weight.raw.dtype.char != char for weight in weights):
-        return None
-    block = _block(x.shape, tuple([(w.raw.shape, options) for w, _, options, _ in layers]), char, _current_isa())
-    if block is None:
-        return None
-    rest = None
+    lying, rest = x.transpose(0, 2, 3, 1), None
     if residual is not None:
-        rest = residual.transpose(0, 2, 3, 1) if residual.ndim == 4 else residual
-        if _type_char(rest) != char or rest.shape != block.shape:
+        rest = residual.transpose(0, 2, 3, 1)
+        if _type_char(rest) != block.dtype_char or rest.shape != block.shape:
             return None
-    biases = [None] * (3 - len(layers)) + [bias for _, bias, _, _ in layers]
-    codes = [(0, 0.0)] * (3 - len(layers)) + [
-        (0, 0.0) if activation is None else geometry.activation_code("conv2d", activation) for *_, activation in layers
-    ]
-    expand, depthwise, project = block.plans
-    y, panels = _empty(block.shape, char), weights[-1].windows(project, True)
-    first = None if expand is None else weights[0].windows(expand, True)
-    taps = weights[-2].raw
-    if _kernels.conv_block_output(expand, depthwise, project, lying, taps, biases, first, panels, codes, rest, y):
+    if _type_char(lying) != block.dtype_char:
+        return None
+    y = _empty(block.shape, block.dtype_char)
+    if _kernels.conv_block_output(*block.plans, lying, *block.weights, block.biases, block.activations, rest, y):
         return y.transpose(0, 3, 1, 2)
     return None
 
@@ -941,7 +939,7 @@ def _find_conv_transpose_call(function, ndim, x_shape, weight, options, algorith
         geometry.check_algorithm(function, algorithm)
     names = "stride", "padding", "output_padding", "groups", "dilation"
     options = _plain_options(function, names, options)
-    isa = _current_isa()
+    isa = current_isa()
     return _conv_transpose_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, isa)
 
 
@@ -1522,6 +1520,15 @@ def _adaptive_avg_pool(x: ArrayLike, output_size: AdaptiveSize, *, out: NDArray 
         else:
             _kernels.uneven_pool(x, target, None, *call.sizes, False)
     return _delivered(out, target)
+
+
+def global_avg_pool2d(x: NDArray) -> NDArray:
+    """Return the means of images (n, c, h, w), read in place where their channels lie last in memory."""
+    lying = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+    if x.ndim != 4 or not _type_char(lying):
+        return adaptive_avg_pool2d(x, 1)
+    y = avg_pool2d(lying, x.shape[2:], layout="channels_last")
+    return y.reshape(*x.shape[:2], 1, 1)
 
 
 def _adaptive_avg_pool_backward(

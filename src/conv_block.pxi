@@ -172,8 +172,8 @@ cdef void plan_block(BlockJob *j, ConvPlan depthwise, bint expands) noexcept:
 
 
 def conv_block_output(ConvPlan expand, ConvPlan depthwise not None, ConvPlan project not None, ndarray x not None,
-                      ndarray weight not None, biases, Panels expand_panels, Panels project_panels not None, activations,
-                      ndarray residual, ndarray out not None):
+                      Panels expand_panels, ndarray weight not None, Panels project_panels not None, list biases,
+                      list activations, ndarray residual, ndarray out not None):
     """A block's output (n, h, w, oc) of x (n, h, w, ic); `expand` and its panels may be None, each bias too.
 
     Returns whether it serves: depthwise weights have to be finite.
