@@ -89,6 +89,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                          ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias, const fc_finish *finish,
                          const REAL *next_a, const char *next_b, ptrdiff_t next_step) {
     vec acc[FC_MR][FC_VECTORS], start[FC_VECTORS];
+    __asm__("" : "+r"(bias)); /* or its vectors stay in registers from tile to tile */
     FC_UNROLL
     for (int v = 0; v < vectors; v++)
         start[v] = bias && kind == GEMM_ROWS ? vec_load_bits(bias + v * FC_LANES, v == vectors - 1 ? last : FC_ALL)
