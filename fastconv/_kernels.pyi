@@ -93,6 +93,20 @@ def conv_windows_output(
     x_last: bool,
     panels: Panels | None = None,
 ) -> None: ...
+def block_pays(depthwise: ConvPlan, expands: bool) -> bool: ...
+def conv_block_output(
+    expand: ConvPlan | None,
+    depthwise: ConvPlan,
+    project: ConvPlan,
+    x: Real,
+    expand_panels: Panels | None,
+    weight: Real,
+    project_panels: Panels,
+    biases: list[Real | None],
+    activations: list[tuple[int, float]],
+    residual: Real | None,
+    out: Real,
+) -> bool: ...
 def conv_last_output(
     plan: ConvPlan,
     x: Real,

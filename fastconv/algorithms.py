@@ -370,7 +370,8 @@ def direct_weight_cost(g: ConvGeometry, tile: Tile) -> float:
     """Cycles of a weight gradient by dot products."""
     ic, oc, taps = g.ic // g.groups, g.oc // g.groups, math.prod(g.kernel)
     vectors = g.n * g.out_size[1] * math.ceil(g.out_size[2] / tile.lanes)
-    return g.groups * oc * ic * vectors * (taps * 1.0 + 2) + COPY * g.n * g.ic * math.prod(g.in_size) / tile.lanes
+    share = 2 / 3 if tile.mr == 8 and oc >= 3 else 1  # of the loads, where three filters have registers for their sums
+    return g.groups * oc * ic * vectors * (taps + 2) * share + COPY * g.n * g.ic * math.prod(g.in_size) / tile.lanes
 
 
 # ---- choice ----

@@ -12,7 +12,18 @@ from operator import is_not
 import numpy as np
 
 from . import functional
-from .layers import AdaptiveAvgPool2d, BatchNorm2d, Conv2d, Dropout, Module, Parameter, ReLU, ReLU6, Residual, Sequential
+from .layers import (
+    AdaptiveAvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Module,
+    Parameter,
+    ReLU,
+    ReLU6,
+    Residual,
+    Sequential,
+)
 from .packing import PackedWeight
 
 __all__ = ["FusedConv2d", "fold_batch_norm"]

@@ -823,13 +823,13 @@ def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_m
 
 
 class Block(NamedTuple):
-    """A separable block for images of a given shape: what `conv_block_output` takes, and the result's shape in memory."""
+    """A separable block for images of a given shape: what `conv_block_output` takes, and the result's shape."""
 
     plans: tuple[Any, Any, Any]  # the first may be None
     weights: tuple[Any, NDArray, Any]  # packed, those of the filters of one channel as they are, packed
     biases: list[NDArray | None]
     activations: list[tuple[int, float]]
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, int, int, int]  # in memory
     dtype_char: str
 
 

@@ -201,9 +201,8 @@ cdef extern from "micro.h" nogil:
                        ptrdiff_t, ptrdiff_t, const void *,
                        const fc_finish *) noexcept nogil
         void (*copy_rows)(const fc_copy *, const void *, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
-        void (*direct_dot)(int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, const void *, ptrdiff_t,
-                           const ptrdiff_t *,
-                           void *) noexcept nogil
+        void (*direct_dot)(ptrdiff_t, int, ptrdiff_t, ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t, const void *,
+                           ptrdiff_t, const ptrdiff_t *, void *, ptrdiff_t) noexcept nogil
         void (*depthwise)(const fc_plane *, const void *, const void *, const void *, const fc_finish *,
                           void *) noexcept nogil
         void (*depthwise_spread)(const fc_plane *, const void *, const void *, void *) noexcept nogil

@@ -18,7 +18,7 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2
 
 cdef enum:
     BLOCK_ROWS = 512 << 10  # bytes of rows of E a task, at most
-    BLOCK_CHANNELS_MOST = 192  # of E at a time
+    MOST_CHANNELS = 192  # of E at a time
     BLOCK_TASKS = 4  # at least
 
 
@@ -36,10 +36,13 @@ cdef struct BlockJob:
     size_t at_size, weight_size, e_size, d_size
 
 
-cdef void multiply_beside(const WindowProduct *j, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t col0, ptrdiff_t col1, const char *x,
-                          ptrdiff_t *at, ptrdiff_t pixels, char *y, ptrdiff_t ldc, bint first, bint finished,
-                          const char *residual) noexcept nogil:
-    """Y[pixels][col0 ..] (+)= X[pixels][k0 ..] W^T of pixels that lie side by side."""
+cdef void multiply_beside(const WindowProduct *j, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t col0, ptrdiff_t col1,
+                          const char *x, ptrdiff_t *at, ptrdiff_t pixels, char *y, ptrdiff_t ldc, bint first,
+                          bint biased, bint finished, const char *residual) noexcept nogil:
+    """Y[pixels][col0 ..] (+)= X[pixels][k0 ..] W^T of pixels that lie side by side.
+
+    The first of several calls for a Y starts it, with the bias where `biased`; `finished`, the last, finishes it.
+    """
     cdef const ProductJob *w = &j.product
     cdef kernels_t k = w.k
     cdef size_t es = w.es
@@ -54,7 +57,7 @@ cdef void multiply_beside(const WindowProduct *j, ptrdiff_t k0, ptrdiff_t k1, pt
         count = min(<ptrdiff_t>TASK_PIXELS, pixels - p)
         for col from col0 <= col < col1 by k.nr:
             finish.residual = NULL if residual == NULL else residual + (p * ldc + col - col0) * es
-            bias = NULL if w.bias == NULL or not first else w.bias + col * es
+            bias = NULL if w.bias == NULL or not biased else w.bias + col * es
             here = k0
             for slice_ in range(w.slices):
                 there, end = slice_start(w.depth, slice_, w.slices), slice_start(w.depth, slice_ + 1, w.slices)
@@ -62,8 +65,9 @@ cdef void multiply_beside(const WindowProduct *j, ptrdiff_t k0, ptrdiff_t k1, pt
                     continue
                 end = min(end, k1)
                 b = packed_columns(w, slice_, col) + (here - there) * k.nr * es
-                k.gemm_rows(1, &zero, end - here, x + (p * lda + here - k0) * es, at, 1, b, y + (p * ldc + col - col0) * es,
-                            ldc, count, <int>min(<ptrdiff_t>k.nr, col1 - col), here > k0 or not first,
+                k.gemm_rows(1, &zero, end - here, x + (p * lda + here - k0) * es, at, 1, b,
+                            y + (p * ldc + col - col0) * es, ldc, count, <int>min(<ptrdiff_t>k.nr, col1 - col),
+                            here > k0 or not first,
                             bias if here == k0 else NULL, &finish if end == k1 else NULL)
                 here = end
         if finished and w.activation != finish.activation:
@@ -77,9 +81,11 @@ cdef void block_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     cdef const fc_sweep *s = d.sweep
     cdef size_t es = d.es
     cdef ptrdiff_t all_channels = j.project.product.depth, nr = d.k.nr, panels = ceil_div(all_channels, nr)
-    cdef ptrdiff_t share = task % j.shares, n = task // j.shares // j.strips, row0 = task // j.shares % j.strips * j.rows
+    cdef ptrdiff_t share = task % j.shares, n = task // j.shares // j.strips
+    cdef ptrdiff_t row0 = task // j.shares % j.strips * j.rows
     cdef ptrdiff_t row1 = min(row0 + j.rows, s.out[1]), row, count, width = s.out[2], i, c0, c1, to
-    cdef ptrdiff_t c_first = panels * share // j.shares * nr, c_last = min(all_channels, panels * (share + 1) // j.shares * nr)
+    cdef ptrdiff_t c_first = panels * share // j.shares * nr
+    cdef ptrdiff_t c_last = min(all_channels, panels * (share + 1) // j.shares * nr)
     cdef ptrdiff_t first = max(<ptrdiff_t>0, row0 * s.step[1] + s.taps[1]), out = j.project.product.n
     cdef ptrdiff_t last = min(s.in_[1], (row1 - 1) * s.step[1] + s.taps[3 * (s.ntaps - 1) + 1] + 1)
     cdef ptrdiff_t *at = <ptrdiff_t *>scratch
@@ -101,7 +107,7 @@ cdef void block_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             x = j.x + (n * s.in_[1] + first) * s.in_[2] * j.expand.product.depth * es
             if last > first:
                 multiply_beside(&j.expand, 0, j.expand.product.depth, c0, c1, x, at, (last - first) * s.in_[2], e,
-                                d.channels, True, True, NULL)
+                                d.channels, True, True, True, NULL)
             d.x = e - first * s.in_[2] * d.channels * es
         else:
             d.x = j.x + n * s.in_[1] * s.in_[2] * d.channels * es
@@ -112,8 +118,8 @@ cdef void block_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
             for i in range(row, row + count):
                 last_row(&d, s, 0, i, taps)
             to = (n * s.out[1] + row) * width * out * es
-            multiply_beside(&j.project, c0, c1, 0, out, rows, at, count * width, y + to, out, c0 == c_first, ends,
-                            NULL if j.residual == NULL or not ends else j.residual + to)
+            multiply_beside(&j.project, c0, c1, 0, out, rows, at, count * width, y + to, out, c0 == c_first, c0 == 0,
+                            ends, NULL if j.residual == NULL or not ends else j.residual + to)
         c0 = c1
 
 
@@ -159,7 +165,7 @@ cdef void plan_block(BlockJob *j, ConvPlan depthwise, bint expands) noexcept:
     """Rows and channels of a task."""
     cdef ptrdiff_t nr = depthwise.k.nr, panels = ceil_div(depthwise.groups, nr), es = depthwise.es, row
     cdef ptrdiff_t extent = (depthwise.kernel[1] - 1) * depthwise.dilation[1] + 1, step = depthwise.stride[1]
-    j.channels = split(depthwise.groups, BLOCK_CHANNELS_MOST, nr) if expands else depthwise.groups
+    j.channels = split(depthwise.groups, MOST_CHANNELS, nr) if expands else depthwise.groups
     row = depthwise.in_[2] * j.channels * es
     j.rows = split(depthwise.out[1], max(<ptrdiff_t>1, (BLOCK_ROWS // row - extent) // step + 1), 1)
     j.strips, j.shares = ceil_div(depthwise.out[1], j.rows), 1

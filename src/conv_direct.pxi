@@ -398,7 +398,7 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
     cdef DirectGradientJob *j = <DirectGradientJob *>job_
     cdef const fc_sweep *s = j.s
     cdef size_t es = j.es
-    cdef ptrdiff_t g = task % j.groups, share = task // j.groups, n, h0, out_rows, oc, c, t
+    cdef ptrdiff_t g = task % j.groups, share = task // j.groups, n, h0, out_rows, c, t
     cdef RowWindow v = row_window(s, 1, j.direct_rows)
     cdef ptrdiff_t *offset = <ptrdiff_t *>(scratch + j.x_size)
     cdef char *sums = j.partial + ((share * j.groups + g) * s.rows * s.channels * s.ntaps) * es
@@ -409,13 +409,11 @@ cdef void direct_gradient_task(void *job_, ptrdiff_t task, char *scratch) noexce
         for h0 from 0 <= h0 < s.out[1] by j.direct_rows:
             out_rows = min(j.direct_rows, s.out[1] - h0)
             copy_rows(j.k, es, s, &v, j.x, n, g, h0, out_rows, scratch)
-            for oc in range(s.rows):
-                for c in range(s.channels):
-                    j.k.direct_dot(<int>s.ntaps, out_rows, s.out[2],
-                                   j.grad_output + (n * s.out_image + (g * s.rows + oc) * s.out_channel
-                                                    + h0 * s.out[2]) * es,
-                                   s.out[2], scratch + c * v.plane * es, v.pitch, offset,
-                                   sums + (oc * s.channels + c) * s.ntaps * es)
+            for c in range(s.channels):
+                j.k.direct_dot(s.rows, <int>s.ntaps, out_rows, s.out[2],
+                               j.grad_output + (n * s.out_image + g * s.rows * s.out_channel + h0 * s.out[2]) * es,
+                               s.out_channel, s.out[2], scratch + c * v.plane * es, v.pitch, offset,
+                               sums + c * s.ntaps * es, s.channels * s.ntaps)
 
 
 cdef int conv_direct_weight_gradient(ConvPlan plan, const char *grad_output, const char *x,

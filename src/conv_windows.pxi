@@ -102,7 +102,8 @@ cdef void copy_window_rows(const WindowProduct *j, ptrdiff_t block, char *copy) 
 
 
 cdef void multiply_windows(const WindowProduct *j, const char *x, const ptrdiff_t *at, ptrdiff_t count, ptrdiff_t col0,
-                          ptrdiff_t slice_, const char *b, char *c, ptrdiff_t ldc, const fc_finish *finish) noexcept nogil:
+                           ptrdiff_t slice_, const char *b, char *c, ptrdiff_t ldc,
+                           const fc_finish *finish) noexcept nogil:
     """C[count][nr] (+)= a slice of K of the product, `finish` (or NULL) with the last one."""
     cdef const ProductJob *w = &j.product
     cdef kernels_t k = w.k
@@ -171,13 +172,14 @@ cdef void window_product_task(void *job_, ptrdiff_t task, char *scratch) noexcep
             else:
                 packed = packed_columns(w, slice_, col0)
             multiply_windows(j, x, at, count, col0, slice_, packed, c, w.n if j.y_last else nr,
-                            &finish if finish.activation or finish.residual != NULL else NULL)
+                             &finish if finish.activation or finish.residual != NULL else NULL)
         if j.kept:
             (<ptrdiff_t *>memory)[0] = panel
         finish_windows(j, row0, count, col0, c)
 
 
-cdef void finish_windows(const WindowProduct *j, ptrdiff_t row0, ptrdiff_t count, ptrdiff_t col0, char *c) noexcept nogil:
+cdef void finish_windows(const WindowProduct *j, ptrdiff_t row0, ptrdiff_t count, ptrdiff_t col0,
+                         char *c) noexcept nogil:
     """What the micro-kernel has left to do: other activations; and to transpose C, an image at a time."""
     cdef const ProductJob *w = &j.product
     cdef size_t es = w.es
@@ -195,7 +197,7 @@ cdef void finish_windows(const WindowProduct *j, ptrdiff_t row0, ptrdiff_t count
 
 
 cdef void plan_window_product(WindowProduct *j) noexcept:
-    """Pixels and panels of a task: enough tasks for threads to share evenly, and hardly tasks that are not worth one."""
+    """Pixels and panels of a task: enough tasks for threads to share evenly, and hardly one that is not worth it."""
     cdef const fc_sweep *s = j.sweep
     cdef const ProductJob *w = &j.product
     cdef ptrdiff_t mr = w.k.mr, panels = ceil_div(w.n, w.k.nr), blocks = ceil_div(PRODUCT_TASKS, panels), least

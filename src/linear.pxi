@@ -163,9 +163,9 @@ cdef void dot_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
     for p from 0 <= p < cols by DOTS:
         for k0 from 0 <= k0 < j.depth by depth:
             for i in range(j.m):
-                j.k.direct_dot(<int>min(<ptrdiff_t>DOTS, cols - p), 1, min(depth, j.depth - k0),
-                               j.a + (i * j.a_row + k0) * j.es, 0, j.b + ((col0 + p) * j.b_col + k0) * j.es, 0, column,
-                               j.c + (i * j.ldc + col0 + p) * j.es)
+                j.k.direct_dot(1, <int>min(<ptrdiff_t>DOTS, cols - p), 1, min(depth, j.depth - k0),
+                               j.a + (i * j.a_row + k0) * j.es, 0, 0, j.b + ((col0 + p) * j.b_col + k0) * j.es, 0,
+                               column, j.c + (i * j.ldc + col0 + p) * j.es, 0)
     finish_columns(j, col0, cols)
 
 

@@ -5,7 +5,7 @@ import pytest
 from tolerance import activation_bound, assert_close, bound
 
 import fastconv
-from fastconv import reference
+from fastconv import functional, reference
 
 LAST = {"layout": "channels_last"}
 CASES = {  # name: x, weight, options
@@ -164,6 +164,187 @@ def test_depthwise_masks_and_destinations(depthwise, isa, rng):
         alone = backward(y, x, weight, **options, output_mask=mask, out=into)
         assert alone[i] is into[i]
         np.testing.assert_array_equal(alone[i], expected)
+
+
+WINDOWS = {  # x, weight, options: windows that are read where they lie, or in rows that were copied with their padding
+    "one channel": ((3, 9, 11, 1), (5, 1, 3, 3), {"padding": 1}),
+    "3 channels, half the outputs": ((2, 15, 16, 3), (17, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "no padding": ((2, 9, 10, 5), (50, 5, 3, 3), {}),
+    "stride 3, 7x7": ((2, 19, 22, 3), (17, 3, 7, 7), {"stride": 3, "padding": 3}),
+    "strides differ": ((2, 13, 12, 5), (3, 5, 3, 2), {"stride": (1, 3), "padding": (0, 1)}),
+    "padding of each side": ((2, 8, 9, 17), (5, 17, 3, 3), {"padding": ((0, 2), (3, 1))}),
+    "padding before alone": ((2, 8, 9, 5), (5, 5, 2, 3), {"padding": ((1, 0), (2, 0)), "stride": 2}),
+    "more padding than image": ((2, 2, 3, 5), (17, 5, 3, 3), {"padding": ((4, 1), (3, 5))}),
+    "even kernels": ((1, 9, 12, 17), (50, 17, 2, 4), {"padding": "same"}),
+    "6x1": ((2, 12, 7, 5), (3, 5, 6, 1), {"padding": (2, 0)}),
+    "1x5": ((2, 6, 14, 5), (1, 5, 1, 5), {"padding": (0, 2)}),
+    "dilation along w": ((2, 8, 15, 17), (5, 17, 3, 3), {"dilation": (1, 3), "padding": (1, 2)}),
+    "dilation along h": ((2, 15, 8, 3), (5, 3, 3, 2), {"dilation": (4, 1), "padding": (3, 1), "stride": 2}),
+    "dilation without padding": ((2, 11, 12, 5), (17, 5, 2, 3), {"dilation": 2}),
+    "1x1, padded on a side": ((2, 5, 6, 17), (50, 17, 1, 1), {"padding": ((0, 1), (2, 0))}),
+    "1x1 with strides": ((2, 9, 10, 50), (17, 50, 1, 1), {"stride": (2, 3)}),
+    "rows that are no pixels of the image": ((2, 7, 40, 5), (3, 5, 3, 3), {"stride": (3, 1)}),
+    "K past a slice": ((1, 6, 7, 200), (50, 200, 3, 3), {"padding": 1}),
+    "K past a slice, with holes": ((1, 7, 8, 200), (5, 200, 3, 3), {"padding": 2, "dilation": 2}),
+    "K past two slices of one run": ((1, 6, 5, 1100), (17, 1100, 1, 1), {}),
+    "K past a slice, 1x1 with a stride": ((1, 9, 8, 600), (3, 600, 1, 1), {"stride": 2}),
+    "panels": ((1, 6, 6, 17), (150, 17, 3, 3), {"padding": 1}),
+    "1-D": ((2, 40, 17), (5, 17, 5), {"stride": 2, "padding": ((1, 3),)}),
+    "1-D with holes": ((3, 25, 3), (50, 3, 4), {"dilation": 3, "padding": 4}),
+    "3-D": ((2, 4, 5, 6, 3), (17, 3, 3, 2, 3), {"padding": (1, 0, 1), "stride": (1, 2, 1)}),
+    "3-D without padding": ((2, 5, 4, 6, 5), (3, 5, 2, 3, 1), {"dilation": (2, 1, 1)}),
+    "3-D, padding of each side": ((2, 3, 4, 5, 5), (3, 5, 2, 2, 2), {"padding": ((2, 0), (0, 1), (1, 2))}),
+    "unbatched": ((9, 10, 5), (17, 5, 3, 3), {"padding": 1, "stride": 2}),
+}
+
+
+@pytest.fixture(params=WINDOWS)
+def windows(request, dtype, rng):
+    x, weight, options = WINDOWS[request.param]
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in (x, weight, weight[:1])]
+    return arrays, options | LAST, functions(weight)
+
+
+@pytest.fixture
+def in_place(monkeypatch):
+    """Count the calls of the kernel that reads windows in place."""
+    calls, kernel = [], fastconv._kernels.conv_windows_output
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(fastconv._kernels, "conv_windows_output", counted)
+    return calls
+
+
+@pytest.mark.parametrize(("adds", "activation"), [(False, None), (True, "relu6"), (True, "silu")])
+def test_windows_output(windows, adds, activation, in_place, isa, rng):
+    (x, weight, bias), options, (forward, _, oracle, _) = windows
+    magnitude = oracle(*map(np.abs, (x, weight, bias)), **options, dtype=np.float64)
+    residual = rng.standard_normal(magnitude.shape).astype(x.dtype) if adds else None
+    magnitude += 0 if residual is None else np.abs(residual)
+    fused = {"residual": residual, "activation": activation}
+    expected = oracle(x, weight, bias, **options, **fused, dtype=np.float64)
+    limit = activation_bound(activation, x.dtype, expected, bound("gemm", x.dtype, weight[0].size + 2, magnitude))
+    actual = forward(x, weight, bias, **options, **fused, algorithm="gemm")
+    assert len(in_place) == 1
+    assert_close(actual, expected, limit, x.dtype, "output")
+    packed = fastconv.PackedWeight(weight)
+    out = np.full_like(actual, np.nan)
+    for values in (weight, packed, packed):
+        assert forward(x, values, bias, **options, **fused, algorithm="gemm", out=out) is out
+        np.testing.assert_array_equal(out, actual)
+        out[...] = np.nan
+    assert len(in_place) == 4
+
+
+def test_windows_by_the_algorithm_of_choice(windows, isa):
+    (x, weight, bias), options, (forward, _, oracle, _) = windows
+    expected = oracle(x, weight, bias, **options, dtype=np.float64)
+    magnitude = oracle(*map(np.abs, (x, weight, bias)), **options, dtype=np.float64)
+    actual = forward(x, weight, bias, **options)
+    assert_close(actual, expected, bound("winograd", x.dtype, weight[0].size + 1, magnitude), x.dtype, "output")
+    np.testing.assert_array_equal(forward(x, fastconv.PackedWeight(weight), bias, **options), actual)
+
+
+def test_windows_without_a_bias_and_of_views(windows, isa):
+    (x, weight, _), options, (forward, _, _, _) = windows
+    options = options | {"algorithm": "gemm"}
+    zeros, every_other = np.zeros(len(weight), x.dtype), np.repeat(x, 2, axis=-2)[..., ::2, :]
+    expected = forward(x, weight, zeros, **options)
+    np.testing.assert_array_equal(forward(x, weight, **options), expected)
+    np.testing.assert_array_equal(forward(every_other, weight, **options), expected)
+    out = np.full(expected.shape[::-1], np.nan, x.dtype).T
+    assert forward(x, weight, **options, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["x", "weight"])
+def test_windows_of_what_is_not_finite(windows, special, where, isa):
+    (x, weight, bias), options, (forward, _, oracle, _) = windows
+    magnitude = oracle(*map(np.abs, (x, weight, bias)), **options, dtype=np.float64)
+    (x[..., 0, 0] if where == "x" else weight[:2, -1])[...] = special  # at a border; and where taps meet padding
+    expected = oracle(x, weight, bias, **options, dtype=np.float64)
+    assert not np.isfinite(expected).all()
+    limit = bound("gemm", x.dtype, weight[0].size + 1, magnitude)
+    assert_close(forward(x, weight, bias, **options, algorithm="gemm"), expected, limit, x.dtype, "output")
+
+
+WIDE = {  # x, weight, options, whether windows are read in place
+    "a line of 4096": ((1, 2, 4096, 3), (5, 3, 3, 3), {"padding": 1}, True),
+    "a line of 4097": ((1, 2, 4097, 3), (5, 3, 3, 3), {"padding": 1}, False),
+    "a long line without padding": ((1, 4, 4200, 3), (5, 3, 3, 3), {}, True),
+    "a long line, half the outputs": ((1, 2, 8300, 2), (3, 2, 2, 3), {"padding": 1, "stride": 2}, False),
+    "1-D": ((2, 5000, 2), (3, 2, 5), {"padding": 2}, False),
+    "copies past 4 MiB": ((1, 3, 300, 1300), (2, 1300, 3, 3), {"padding": 1}, False),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_long_lines(name, in_place, isa, rng):
+    *shapes, options, expected_calls = WIDE[name]
+    x, weight = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    bias, (forward, _, oracle, _) = weight.reshape(len(weight), -1)[:, 0].copy(), functions(weight.shape)
+    actual = forward(x, weight, bias, **options, **LAST, activation="relu", algorithm="gemm")
+    assert len(in_place) == expected_calls
+    expected = oracle(x, weight, bias, **options, **LAST, activation="relu", dtype=np.float64)
+    magnitude = oracle(*map(np.abs, (x, weight, bias)), **options, **LAST, dtype=np.float64)
+    assert_close(actual, expected, bound("gemm", x.dtype, weight[0].size + 1, magnitude), x.dtype, "output")
+
+
+def test_windows_of_every_number_of_threads(isa, dtype, rng):
+    for shapes, options in (
+        (((3, 33, 35, 17), (50, 17, 3, 3)), {"padding": ((1, 0), (2, 1))}),
+        (((2, 40, 41, 24), (70, 24, 3, 3)), {"stride": 2}),
+        (((1, 14, 15, 1100), (100, 1100, 1, 1)), {}),
+        (((1, 9, 10, 200), (150, 200, 3, 3)), {"padding": 2, "dilation": 2}),
+    ):
+        x, weight = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+        packed, results = fastconv.PackedWeight(weight), []
+        for threads in (1, 2, 3):
+            with fastconv.threads(threads):
+                for values in (weight, packed):
+                    results.append(fastconv.conv2d(x, values, **options, **LAST, algorithm="gemm", activation="silu"))
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("activation", [None, "relu6"])
+@pytest.mark.parametrize("name", [name for name, (x, *_) in (WINDOWS | CASES).items() if len(x) == 4 and x[0]])
+def test_output_whose_channels_lie_last(name, activation, isa, dtype, rng):
+    x, weight, options = (WINDOWS | CASES)[name]
+    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in (x, weight, weight[:1]))
+    oracle, options = reference.conv2d, {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
+    mode = options.pop("padding_mode", "zeros")
+    expected = oracle(x, weight, bias, **options, **LAST, padding_mode=mode, dtype=np.float64)
+    residual = rng.standard_normal(expected.shape).astype(dtype)
+    fused = {"residual": residual, "activation": activation, "padding_mode": mode}
+    expected = oracle(x, weight, bias, **options, **LAST, **fused, dtype=np.float64).transpose(0, 3, 1, 2)
+    fused["residual"], fused["activation"] = np.abs(residual), None
+    magnitude = oracle(*map(np.abs, (x, weight, bias)), **options, **LAST, **fused, dtype=np.float64)
+    limit = bound("winograd", dtype, weight[0].size + 2, magnitude.transpose(0, 3, 1, 2))
+    limit = activation_bound(activation, dtype, expected, limit)
+    x, residual = x.transpose(0, 3, 1, 2), residual.transpose(0, 3, 1, 2)
+    packed = fastconv.PackedWeight(weight)
+    for images in (x, np.ascontiguousarray(x), np.repeat(x, 2, axis=3)[..., ::2]):
+        for added in (residual, np.ascontiguousarray(residual)):
+            y = functional.conv2d_to_last(images, packed, bias, *options.values(), mode, activation, added)
+            assert_close(y, expected, limit, dtype, "output")
+
+
+@pytest.mark.parametrize("memory", ["first", "last"])
+@pytest.mark.parametrize("groups", [1, 24])
+def test_where_channels_lie_last(memory, groups, isa, dtype, rng):
+    x = rng.standard_normal((2, 11, 13, 24)).astype(dtype).transpose(0, 3, 1, 2)
+    packed = fastconv.PackedWeight(rng.standard_normal((24, 24 // groups, 3, 3)).astype(dtype))
+    x = np.ascontiguousarray(x) if memory == "first" else x
+    y = functional.conv2d_to_last(x, packed, None, 2, 1, 1, groups, "zeros", "relu", None)
+    assert y.transpose(0, 2, 3, 1).flags.c_contiguous == (memory == "last" or groups == 1)
+    expected = reference.conv2d(x, packed.raw, None, 2, 1, groups=groups, activation="relu", dtype=np.float64)
+    magnitude = reference.conv2d(np.abs(x), np.abs(packed.raw), None, 2, 1, groups=groups, dtype=np.float64)
+    assert_close(y, expected, bound("gemm", dtype, packed.raw[0].size, magnitude), dtype, "output")
 
 
 def test_bias_gradient_of_many_pixels(isa, dtype, rng):

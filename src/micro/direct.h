@@ -194,49 +194,86 @@ static void FC_KERNEL(copy_rows)(const fc_copy *copy, const void *plane, ptrdiff
         copy_plane(copy->step[1], 1, copy, plane, first, rows, dst);
 }
 
-/* sum[t] += sum over rows and pixels of g[row][pixel] * x[row][pixel + offset[t]]: a weight gradient's taps, lanes
- * along w */
+/* Filters whose weight gradients share the loads of pixels: as many as their sums leave registers */
+#define FC_DOT_FILTERS (FC_MR == 8 ? 3 : 1)
+
+/* Sum of the lanes, in halves */
+#define vec_total FC_LOCAL(vec_total)
+FC_INLINE REAL vec_total(vec v) {
+    REAL lane[FC_LANES];
+    vec_store(lane, v);
+    FC_UNROLL
+    for (int half = FC_LANES / 2; half > 0; half /= 2) {
+        FC_UNROLL
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    }
+    return lane[0];
+}
+
+/* sum[f][t] += sum over rows and pixels of g[f][row][pixel] * x[row][pixel + offset[t]]: taps of a weight gradient, lanes
+ * along w; filters are g_filter elements apart in g, sum_filter in the sums */
 #define dot_taps FC_LOCAL(dot_taps)
-FC_INLINE void dot_taps(const int taps, ptrdiff_t rows, ptrdiff_t cols, const REAL *g, ptrdiff_t g_row, const REAL *x,
-                        ptrdiff_t x_row, const ptrdiff_t *offset, REAL *sum) {
-    vec acc[12];
-    const REAL *src[12];
+FC_INLINE void dot_taps(const int filters, const int taps, ptrdiff_t rows, ptrdiff_t cols, const REAL *g,
+                        ptrdiff_t g_filter, ptrdiff_t g_row, const REAL *x, ptrdiff_t x_row, const ptrdiff_t *offset,
+                        REAL *sum, ptrdiff_t sum_filter) {
+    vec acc[FC_DOT_FILTERS][9];
+    const REAL *src[9];
     const ptrdiff_t whole = cols / FC_LANES * FC_LANES;
     const uint32_t tail = bits_range(0, cols - whole);
     FC_UNROLL
     for (int t = 0; t < taps; t++) {
-        acc[t] = (vec){0};
         src[t] = x + offset[t];
+        FC_UNROLL
+        for (int f = 0; f < filters; f++) acc[f][t] = (vec){0};
     }
     for (ptrdiff_t r = 0; r < rows; r++, g += g_row) {
-        for (ptrdiff_t i = 0; i < whole; i += FC_LANES) {
-            const vec gv = vec_load(g + i);
+        ptrdiff_t i = 0;
+        vec gv[FC_DOT_FILTERS];
+        for (; i < whole; i += FC_LANES) {
             FC_UNROLL
-            for (int t = 0; t < taps; t++) acc[t] += gv * vec_load(src[t] + r * x_row + i);
+            for (int f = 0; f < filters; f++) gv[f] = vec_load(g + f * g_filter + i);
+            FC_UNROLL
+            for (int t = 0; t < taps; t++) {
+                vec xv = vec_load(src[t] + r * x_row + i);
+                if (filters > 1) FC_OPAQUE(xv); /* or each multiply-add loads it again */
+                FC_UNROLL
+                for (int f = 0; f < filters; f++) acc[f][t] += gv[f] * xv;
+            }
         }
         if (tail) {
-            const vec gv = vec_load_bits(g + whole, tail);
             FC_UNROLL
-            for (int t = 0; t < taps; t++) acc[t] += gv * vec_load_bits(src[t] + r * x_row + whole, tail);
+            for (int f = 0; f < filters; f++) gv[f] = vec_load_bits(g + f * g_filter + whole, tail);
+            FC_UNROLL
+            for (int t = 0; t < taps; t++) {
+                const vec xv = vec_load_bits(src[t] + r * x_row + whole, tail);
+                FC_UNROLL
+                for (int f = 0; f < filters; f++) acc[f][t] += gv[f] * xv;
+            }
         }
     }
     FC_UNROLL
-    for (int t = 0; t < taps; t++) {
-        REAL total = 0;
+    for (int f = 0; f < filters; f++) {
         FC_UNROLL
-        for (int l = 0; l < FC_LANES; l++) total += acc[t][l];
-        sum[t] += total;
+        for (int t = 0; t < taps; t++) sum[f * sum_filter + t] += vec_total(acc[f][t]);
     }
 }
 
-static void FC_KERNEL(direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row,
-                                  const void *x, ptrdiff_t x_row, const ptrdiff_t *offset, void *sum_) {
+static void FC_KERNEL(direct_dot)(ptrdiff_t filters, int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g,
+                                  ptrdiff_t g_filter, ptrdiff_t g_row, const void *x, ptrdiff_t x_row,
+                                  const ptrdiff_t *offset, void *sum_, ptrdiff_t sum_filter) {
     REAL *sum = sum_;
     while (taps > 0) {
         const int n = taps <= 9 ? taps : taps / ((taps + 8) / 9);
+        ptrdiff_t f = 0;
+#define FC_DOTS(count, t) \
+    dot_taps(count, t, rows, cols, (const REAL *)g + f * g_filter, g_filter, g_row, x, x_row, offset, \
+             sum + f * sum_filter, sum_filter)
         switch (n) {
 #define FC_CASE(t) \
-    case t: dot_taps(t, rows, cols, g, g_row, x, x_row, offset, sum); break;
+    case t: \
+        for (; FC_DOT_FILTERS > 1 && f + FC_DOT_FILTERS <= filters; f += FC_DOT_FILTERS) FC_DOTS(FC_DOT_FILTERS, t); \
+        for (; f < filters; f++) FC_DOTS(1, t); \
+        break;
             FC_CASE(1)
             FC_CASE(2)
             FC_CASE(3)
@@ -248,6 +285,7 @@ static void FC_KERNEL(direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, cons
             FC_CASE(9)
 #undef FC_CASE
         }
+#undef FC_DOTS
         taps -= n;
         offset += n;
         sum += n;

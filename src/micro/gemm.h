@@ -92,8 +92,8 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
     __asm__("" : "+r"(bias)); /* or its vectors stay in registers from tile to tile */
     FC_UNROLL
     for (int v = 0; v < vectors; v++)
-        start[v] = bias && kind == GEMM_ROWS ? vec_load_bits(bias + v * FC_LANES, v == vectors - 1 ? last : FC_ALL)
-                                             : (vec){0};
+        start[v] =
+            bias && kind == GEMM_ROWS ? vec_load_bits(bias + v * FC_LANES, v == vectors - 1 ? last : FC_ALL) : (vec){0};
     REAL *ahead = c;
     FC_UNROLL
     for (int i = 0; i < rows; i++, ahead += ldc) {
@@ -325,10 +325,9 @@ static void FC_KERNEL(gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t
     ptrdiff_t i = 0;
     switch ((cols + FC_LANES - 1) / FC_LANES) {
 #define FC_CASE(v) \
-    case v: \
-        i = rows_tiles(v, runs, run, len, a, row, step, rows, b, c, ldc, last, accumulate, bias, finish); \
-        break;
-        FC_CASE(1) FC_CASE(2)
+    case v: i = rows_tiles(v, runs, run, len, a, row, step, rows, b, c, ldc, last, accumulate, bias, finish); break;
+        FC_CASE(1)
+        FC_CASE(2)
 #if FC_VECTORS == 3
         FC_CASE(3)
 #endif

@@ -187,8 +187,8 @@ typedef struct {
     /* The same with A anywhere: its element (i, r, k) is a[row[i] + run[r] + k * step], k < len; B is [runs *
      * len][nr].  The line behind the first row's is fetched.  bias is one a column. */
     void (*gemm_rows)(ptrdiff_t runs, const ptrdiff_t *run, ptrdiff_t len, const void *a, const ptrdiff_t *row,
-                      ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, ptrdiff_t rows, int cols,
-                      int accumulate, const void *bias, const fc_finish *finish);
+                      ptrdiff_t step, const void *b, void *c, ptrdiff_t ldc, ptrdiff_t rows, int cols, int accumulate,
+                      const void *bias, const fc_finish *finish);
     /* The same with any number of rows of A in blocks of vectors: (i, k) is a[i / lanes * block + k * lanes + i % lanes] */
     void (*gemm_blocks)(ptrdiff_t k, const void *a, ptrdiff_t block, ptrdiff_t rows, const void *b, void *c,
                         ptrdiff_t ldc, int cols, int accumulate);
@@ -273,8 +273,9 @@ typedef struct {
                    const fc_slot *slot, void *c, ptrdiff_t ldc, ptrdiff_t step, const void *bias,
                    const fc_finish *finish);
     void (*copy_rows)(const fc_copy *copy, const void *plane, ptrdiff_t first, ptrdiff_t rows, void *dst);
-    void (*direct_dot)(int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_row, const void *x,
-                       ptrdiff_t x_row, const ptrdiff_t *offset, void *sum);
+    void (*direct_dot)(ptrdiff_t filters, int taps, ptrdiff_t rows, ptrdiff_t cols, const void *g, ptrdiff_t g_filter,
+                       ptrdiff_t g_row, const void *x, ptrdiff_t x_row, const ptrdiff_t *offset, void *sum,
+                       ptrdiff_t sum_filter);
 
     /* Depthwise convolution; see depthwise.h */
     void (*depthwise)(const fc_plane *p, const void *x, const void *w, const void *bias, const fc_finish *finish,
