@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from operator import is_not
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from .layers import (
 from .packing import PackedWeight
 
 __all__ = ["FusedConv2d", "fold_batch_norm"]
+
+_KEPT = 8  # plans of a block; one more starts anew
 
 
 class FusedConv2d(Conv2d):
@@ -74,35 +77,47 @@ class _SeparableBlock(Sequential):
 
     def __init__(self, *layers: FusedConv2d) -> None:
         super().__init__(*layers)
-        self._layers = layers
-        self._arrays: list[np.ndarray | None] = []  # weights and biases
-        self._blocks: dict[tuple, functional.Block | None] = {}  # of those, by shape and instruction set
+        self._known: tuple[list, dict] = [], {}  # what plans depend on, and the plans by shape and instruction set
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_known": ([], {})}
 
     def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
-        arrays = [array for layer in self._layers for array in layer._values()]
-        if len(arrays) != len(self._arrays) or any(map(is_not, arrays, self._arrays)):
-            packed = [layer.packed() for layer in self._layers]
-            self._arrays, self._blocks = [array for weight, bias, *_ in packed for array in (weight.raw, bias)], {}
-        key = x.shape, functional.current_isa()
-        if key not in self._blocks:
-            if len(self._blocks) > 8:
-                self._blocks = {}
-            self._blocks[key] = functional.find_block(x.shape, [layer.packed() for layer in self._layers])
-        block = self._blocks[key]
+        layers = [*self]
+        block = self._find(layers, x.shape) if isinstance(x, np.ndarray) else None
         y = None if block is None else functional.conv2d_block(x, block, residual)
         if y is None:
-            *others, last = self._layers
+            *others, last = layers
             for layer in others:
                 x = layer(x)
             y = last.forward(x, residual)
         return y
 
+    def _find(self, layers: list[FusedConv2d], shape: tuple[int, ...]) -> functional.BlockPlan | None:
+        used = [value for layer in layers for value in (*layer._values(), layer.activation)]
+        known, plans = self._known
+        if len(used) != len(known) or any(map(is_not, used, known)):
+            packed = [layer.packed() for layer in layers]
+            known = [value for weight, bias, _, activation in packed for value in (weight.raw, bias, activation)]
+            plans = {}
+            self._known = known, plans
+        key = shape, functional.isa_index()
+        plan = plans.get(key, self)
+        if plan is self:
+            plan = functional.plan_block(shape, [layer.packed() for layer in layers])
+            if len(plans) >= _KEPT:
+                plans.clear()
+            plans[key] = plan
+        return plan
 
-class _GlobalAvgPool2d(Module):
+
+class _GlobalAvgPool2d(AdaptiveAvgPool2d):
     """The mean of an image whose channels lie last in memory."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        return functional.global_avg_pool2d(x)
+        y = functional.global_avg_pool2d(x)
+        self._remember(x.shape)
+        return y
 
 
 class _FusedResidual(Residual):
@@ -123,6 +138,9 @@ def fold_batch_norm(model: Module) -> Module:
     Residual whose body then ends in a convolution, that also adds the shortcut and applies the activation. Dropout is
     left out. Outputs are those of ``model.eval()`` but for rounding. The first call packs the weights of convolutions,
     as :func:`fastconv.pack_weight` does, and makes them read-only: assign ``weight.data`` to change them.
+
+    Where all convolutions but the first are 1x1 or have a filter a channel, results inside lie in memory with their
+    channels last, and 1x1 convolutions around one with a filter a channel are computed with it, in one pass.
 
     Parameters
     ----------
@@ -160,9 +178,10 @@ def _blocked(layer: Module) -> Module:
     """Join convolutions that are a separable block."""
     if isinstance(layer, Residual):
         layer.body = _blocked(layer.body)
+        layer.shortcut = None if layer.shortcut is None else _blocked(layer.shortcut)
         return layer
     if isinstance(layer, AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
-        return _GlobalAvgPool2d()
+        return _GlobalAvgPool2d(layer.output_size)
     for name, child in [*layer.named_children()]:
         setattr(layer, name, _blocked(child))
     if not isinstance(layer, Sequential):

@@ -106,7 +106,7 @@ _ndarray = np.ndarray
 _empty = _kernels.empty
 _INT64 = np.dtype(np.int64)
 _are_ints = _kernels.are_ints
-current_isa = _kernels.get_isa
+isa_index = _kernels.get_isa
 _type_char = _kernels.type_char  # of a native array of float32 or float64, else None
 
 
@@ -373,7 +373,7 @@ def _find_conv_call(function, ndim, x_shape, weight, options, algorithm) -> _Con
     if algorithm != "auto":
         geometry.check_algorithm(function, algorithm)
     options = _plain_options(function, _CONV_OPTIONS, options)
-    return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, current_isa())
+    return _conv_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, isa_index())
 
 
 class _Borders(NamedTuple):
@@ -510,8 +510,8 @@ def _conv(
         Added before the activation.
     layout : None or "channels_last"
         None has the channels first; "channels_last" takes and gives ``(n, *size, c)`` or ``(*size, c)``. The weights
-        are the same in both. Convolutions of 1x1 and stride 1, and those of one filter a channel, read it in place;
-        others copy it to the channels first and their result back.
+        are the same in both. Those of one filter a channel, and those without groups that are not computed by
+        Winograd, read it in place; others copy it to the channels first and their result back.
     out : ndarray, optional
         Receives the result.
     algorithm : "auto", "gemm", "im2col", "direct" or "winograd"
@@ -794,6 +794,11 @@ def _to_last(x_shape, weight_shape, options, dtype_char, x_last, isa) -> _ToLast
     return _ToLast(call.plan, _last_shape(call, 2), call.bias_shape, windows, depthwise)
 
 
+def _lying_last(x: Any) -> NDArray | None:
+    """View images (n, c, h, w) with the channels last, None what they are not."""
+    return x.transpose(0, 2, 3, 1) if isinstance(x, _ndarray) and x.ndim == 4 else None
+
+
 def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_mode, activation, residual) -> NDArray:
     """Convolve ``(n, ic, h, w)`` by packed weights to a result of that order whose channels lie last in memory.
 
@@ -802,11 +807,10 @@ def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_m
     """
     raw = weight.raw
     char = raw.dtype.char
-    lying = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+    lying, rest = _lying_last(x), None if residual is None else _lying_last(residual)
     x_last = _type_char(lying) == char
-    rest = None if residual is None or residual.ndim < 4 else residual.transpose(0, 2, 3, 1)
-    if (x_last or _type_char(x) == char) and x.ndim == 4 and padding_mode == "zeros":
-        how = _to_last(x.shape, raw.shape, (stride, padding, dilation, groups), char, x_last, current_isa())
+    if (x_last or _type_char(x) == char) and lying is not None and padding_mode == "zeros":
+        how = _to_last(x.shape, raw.shape, (stride, padding, dilation, groups), char, x_last, isa_index())
         fits = bias is None or (_type_char(bias) == char and bias.shape == how.bias_shape)
         fits = fits and (residual is None or (_type_char(rest) == char and rest.shape == how.shape))
         if fits and (how.windows or how.depthwise):
@@ -822,7 +826,7 @@ def conv2d_to_last(x, weight, bias, stride, padding, dilation, groups, padding_m
     return conv2d(x, weight, bias, stride, padding, dilation, groups, **options)
 
 
-class Block(NamedTuple):
+class BlockPlan(NamedTuple):
     """A separable block for images of a given shape: what `conv_block_output` takes, and the result's shape."""
 
     plans: tuple[Any, Any, Any]  # the first may be None
@@ -833,16 +837,18 @@ class Block(NamedTuple):
     dtype_char: str
 
 
-def find_block(x_shape: tuple[int, ...], layers: list[tuple]) -> Block | None:
+def plan_block(x_shape: tuple[int, ...], layers: list[tuple]) -> BlockPlan | None:
     """Plan a separable block of (weight, bias, options, activation): 1x1 or none, a filter a channel, 1x1.
 
     Weights are packed. None where no kernel computes it, or each layer had better be computed by itself.
     """
-    char, isa, shape, plans = layers[0][0].raw.dtype.char, current_isa(), x_shape, []
+    char, isa, shape, plans = layers[0][0].raw.dtype.char, isa_index(), x_shape, []
     if len(x_shape) != 4 or 0 in x_shape or any(weight.raw.dtype.char != char for weight, *_ in layers):
         return None
-    for weight, _, options, _ in layers:
+    for weight, bias, options, _ in layers:
         call = _conv_call("conv2d", 2, shape, weight.raw.shape, options, char, "auto", isa)
+        if bias is not None and (_type_char(bias) != char or bias.shape != call.bias_shape):
+            return None
         plans.append(call.plan)
         shape = call.out_shape
     *first, depthwise, last = plans
@@ -852,19 +858,19 @@ def find_block(x_shape: tuple[int, ...], layers: list[tuple]) -> Block | None:
     missing = [None] * (3 - len(layers))
     expand, (taps, *_), project = (*missing, *layers)[0], layers[-2], layers[-1]
     packed = None if expand is None else expand[0].windows(first[0], True), taps.raw, project[0].windows(last, True)
-    biases = [*missing, *[None if bias is None else _native(bias) for _, bias, _, _ in layers]]
+    biases = [*missing, *[bias for _, bias, _, _ in layers]]
     codes = [geometry.activation_code("conv2d", None if layer is None else layer[3]) for layer in (*missing, *layers)]
-    return Block((*missing, *plans), packed, biases, codes, (shape[0], *shape[2:], shape[1]), char)
+    return BlockPlan((*missing, *plans), packed, biases, codes, (shape[0], *shape[2:], shape[1]), char)
 
 
-def conv2d_block(x: NDArray, block: Block, residual: NDArray | None) -> NDArray | None:
+def conv2d_block(x: NDArray, block: BlockPlan, residual: NDArray | None) -> NDArray | None:
     """Compute a separable block, whose rows then never leave the caches.
 
     `x`, `residual` and the result lie as those of `conv2d_to_last`. None where they do not, or weights are not finite.
     """
-    lying, rest = x.transpose(0, 2, 3, 1), None
+    lying, rest = _lying_last(x), None
     if residual is not None:
-        rest = residual.transpose(0, 2, 3, 1)
+        rest = _lying_last(residual)
         if _type_char(rest) != block.dtype_char or rest.shape != block.shape:
             return None
     if _type_char(lying) != block.dtype_char:
@@ -939,7 +945,7 @@ def _find_conv_transpose_call(function, ndim, x_shape, weight, options, algorith
         geometry.check_algorithm(function, algorithm)
     names = "stride", "padding", "output_padding", "groups", "dilation"
     options = _plain_options(function, names, options)
-    isa = current_isa()
+    isa = isa_index()
     return _conv_transpose_call(function, ndim, x_shape, weight.shape, options, weight.dtype.char, algorithm, isa)
 
 
@@ -1524,8 +1530,8 @@ def _adaptive_avg_pool(x: ArrayLike, output_size: AdaptiveSize, *, out: NDArray 
 
 def global_avg_pool2d(x: NDArray) -> NDArray:
     """Return the means of images (n, c, h, w), read in place where their channels lie last in memory."""
-    lying = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-    if x.ndim != 4 or not _type_char(lying):
+    lying = _lying_last(x)
+    if not _type_char(lying):
         return adaptive_avg_pool2d(x, 1)
     y = avg_pool2d(lying, x.shape[2:], layout="channels_last")
     return y.reshape(*x.shape[:2], 1, 1)

@@ -8,7 +8,9 @@ Contents
     conv_direct.pxi    convolution of few channels, pixels unpacked: the same three
     conv_last.pxi      depthwise convolution with the channels last: the same three
     conv_winograd.pxi  convolution by Winograd's minimal filtering: the same three
-    conv_im2col.pxi    convolution of few pixels by a product of unfolded windows, and of one tap: the same three
+    conv_im2col.pxi    convolution of few pixels by a product of unfolded windows: the same three
+    conv_windows.pxi   windows read where they lie: filters of one tap, output whose channels come last
+    conv_block.pxi     1x1, depthwise, 1x1 in one pass, channels last
     conv.pxi           the three passes as Python calls them, each by the algorithm of its plan
     linear.pxi         matrix products for fully connected layers, on the same micro-kernel
     pool.pxi           max and average pooling

@@ -155,26 +155,37 @@ cdef void begin_pointwise(WindowProduct *j, ConvPlan plan, const char *bias, Pan
 
 
 def block_pays(ConvPlan depthwise not None, bint expands):
-    """Whether there are tasks for several threads, of 2-D images."""
+    """Whether there are tasks for several threads, which do not compute most of E twice."""
     cdef BlockJob j
     plan_block(&j, depthwise, expands)
-    return j.shares * j.strips * depthwise.n >= BLOCK_TASKS and depthwise.in_[0] == 1 and depthwise.kernel[0] == 1
+    if j.shares * j.strips * depthwise.n < BLOCK_TASKS:
+        return False
+    return not expands or j.strips == 1 or 5 * block_extent(depthwise, j.rows) <= 8 * j.rows * depthwise.stride[1]
+
+
+cdef ptrdiff_t block_extent(ConvPlan depthwise, ptrdiff_t rows) noexcept:
+    """Rows of E that so many rows of D meet, at most."""
+    return min(depthwise.in_[1],
+               (rows - 1) * depthwise.stride[1] + (depthwise.kernel[1] - 1) * depthwise.dilation[1] + 1)
 
 
 cdef void plan_block(BlockJob *j, ConvPlan depthwise, bint expands) noexcept:
-    """Rows and channels of a task."""
+    """Rows and channels of a task: fewer channels rather than rows of E that are computed again and again."""
     cdef ptrdiff_t nr = depthwise.k.nr, panels = ceil_div(depthwise.groups, nr), es = depthwise.es, row
-    cdef ptrdiff_t extent = (depthwise.kernel[1] - 1) * depthwise.dilation[1] + 1, step = depthwise.stride[1]
+    cdef ptrdiff_t extent = block_extent(depthwise, 1), step = depthwise.stride[1]
     j.channels = split(depthwise.groups, MOST_CHANNELS, nr) if expands else depthwise.groups
-    row = depthwise.in_[2] * j.channels * es
-    j.rows = split(depthwise.out[1], max(<ptrdiff_t>1, (BLOCK_ROWS // row - extent) // step + 1), 1)
+    while True:
+        row = depthwise.in_[2] * j.channels * es
+        j.rows = split(depthwise.out[1], max(<ptrdiff_t>1, (BLOCK_ROWS // row - extent) // step + 1), 1)
+        if not expands or j.channels <= nr or 4 * block_extent(depthwise, j.rows) <= 5 * j.rows * step:
+            break
+        j.channels = ceil_div(j.channels, 2 * nr) * nr
     j.strips, j.shares = ceil_div(depthwise.out[1], j.rows), 1
     while expands and depthwise.n * j.strips * j.shares < BLOCK_TASKS and 2 * j.shares <= panels:
         j.shares *= 2
     if j.shares > 1:
         j.channels = min(j.channels, ceil_div(panels, j.shares) * nr)
     j.together = min(j.rows, max(<ptrdiff_t>1, TASK_PIXELS // depthwise.out[2]))
-    j.outputs = 0
 
 
 def conv_block_output(ConvPlan expand, ConvPlan depthwise not None, ConvPlan project not None, ndarray x not None,
@@ -187,7 +198,6 @@ def conv_block_output(ConvPlan expand, ConvPlan depthwise not None, ConvPlan pro
     cdef BlockJob j
     cdef LastJob *d = &j.depthwise
     cdef fc_sweep *s = &depthwise.output
-    cdef ptrdiff_t extent = (depthwise.kernel[1] - 1) * depthwise.dilation[1] + 1
     cdef size_t es = depthwise.es, sums, scratch
     cdef int threads = threads_for(project.flops)
     cdef double total = 0
@@ -208,7 +218,7 @@ def conv_block_output(ConvPlan expand, ConvPlan depthwise not None, ConvPlan pro
     d.bias, d.residual = read(biases[1], es, depthwise.groups), NULL
     d.activation, d.slope = activations[1]
     j.at_size, j.weight_size = aligned(TASK_PIXELS * sizeof(ptrdiff_t)), aligned(d.taps * j.channels * es)
-    j.e_size = aligned(((j.rows - 1) * s.step[1] + extent) * s.in_[2] * j.channels * es) if j.expands else 0
+    j.e_size = aligned(block_extent(depthwise, j.rows) * s.in_[2] * j.channels * es) if j.expands else 0
     j.d_size = aligned(j.together * s.out[2] * j.channels * es)
     sums = aligned((j.shares - 1) * j.outputs * es)
     scratch = j.at_size + j.weight_size + j.e_size + j.d_size + taps_size(d.taps)

@@ -7,12 +7,7 @@
 
 The lanes are channels: a sweep's lanes are pixels, of which there may be less than a vector.  Y' is Y itself where an
 image has one output pixel, X' is X where the filter also covers the image.  Filters of one tap, without padding, have
-neither X' nor Y': their windows are read where they lie, of any number of pixels,
-
-    for each panel of W, for each block of pixels, a task:
-        C[pixels][nr] += X[ic, pixels]^T W[nr, ic]^T, a slice of ic at a time;  C, transposed -> Y
-
-and the input gradient of those of stride 1 is the same with W transposed.
+neither X' nor Y', of any number of pixels: see conv_windows.pxi.
 
 Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document Processing", IWFHR 2006.
 """

@@ -29,7 +29,7 @@ cdef struct WindowProduct:
     char *y
     bint x_last, y_last  # whether channels come last
     ptrdiff_t channels, pixels  # of the input; of an output image
-    ptrdiff_t rows, lines, blocks  # pixels of a task, at most, and rows of the output if they are copied; tasks
+    ptrdiff_t rows, lines, blocks  # pixels of a task at most; rows of the output if they are copied; blocks of pixels
     ptrdiff_t[3] kernel, dilation, pad
     ptrdiff_t[3] pitch  # elements between neighbours along d, h, w, of the image or of what is copied of it
     ptrdiff_t[3] copied  # extents of what is copied, in planes, rows, pixels; or 0
@@ -42,7 +42,7 @@ cdef struct WindowProduct:
     size_t at_size, copy_size, c_size, panel_size  # parts of a thread's scratch, in bytes
 
 
-cdef void find_windows_of(const WindowProduct *j, ptrdiff_t pixel, ptrdiff_t count, ptrdiff_t *at) noexcept nogil:
+cdef void find_starts(const WindowProduct *j, ptrdiff_t pixel, ptrdiff_t count, ptrdiff_t *at) noexcept nogil:
     """Where the windows of pixels of the output, flattened over (n, d, h, w), start in the input or in its copy."""
     cdef const fc_sweep *s = j.sweep
     cdef ptrdiff_t w = pixel % s.out[2], rest = pixel // s.out[2], i, first = 0, h0 = 0
@@ -65,7 +65,7 @@ cdef void find_windows_of(const WindowProduct *j, ptrdiff_t pixel, ptrdiff_t cou
         w += 1
 
 
-cdef void find_window(WindowProduct *j) noexcept nogil:
+cdef void find_run_starts(WindowProduct *j) noexcept nogil:
     """Where the runs of a window start, in the order of W'."""
     cdef ptrdiff_t c, d, h, w, i = 0, depth = j.pitch[0] if j.lines else j.dilation[0] * j.pitch[0]
     cdef ptrdiff_t across = j.kernel[2] if j.x_last and j.length == j.channels else 1
@@ -81,7 +81,7 @@ cdef void find_window(WindowProduct *j) noexcept nogil:
 cdef void copy_window_rows(const WindowProduct *j, ptrdiff_t block, char *copy) noexcept nogil:
     """The rows that the windows of a block meet, [channel][d][h][w] or [d][h][w][channel], padding included."""
     cdef const fc_sweep *s = j.sweep
-    cdef ptrdiff_t lines = ceil_div(s.out[1], j.lines), plane = block // lines, h0 = block % lines * j.lines * s.step[1]
+    cdef ptrdiff_t high = ceil_div(s.out[1], j.lines), plane = block // high, h0 = block % high * j.lines * s.step[1]
     cdef ptrdiff_t d0 = plane % s.out[0] * s.step[0] - j.pad[0], c, d, h, i, k
     cdef size_t pixel = j.pitch[2] * j.product.es
     cdef ptrdiff_t left = min(j.pad[2], j.copied[2]), right = max(left, min(j.copied[2], s.in_[2] + left))
@@ -131,7 +131,7 @@ cdef void window_product_task(void *job_, ptrdiff_t task, char *scratch) noexcep
     cdef kernels_t k = w.k
     cdef size_t es = w.es
     cdef ptrdiff_t nr = k.nr, panels = ceil_div(w.n, nr), groups = ceil_div(panels, j.panels), panel, slice_
-    cdef ptrdiff_t group = task % groups if j.pixels_first else task // j.blocks, col0, lines, h0
+    cdef ptrdiff_t group = task % groups if j.pixels_first else task // j.blocks, col0, high, h0
     cdef ptrdiff_t block = task // groups if j.pixels_first else task % j.blocks, row0 = block * j.rows, count
     cdef ptrdiff_t *at = <ptrdiff_t *>scratch
     cdef char *copy = scratch + j.at_size
@@ -142,9 +142,9 @@ cdef void window_product_task(void *job_, ptrdiff_t task, char *scratch) noexcep
     cdef const char *x = w.a
     cdef fc_finish finish
     if j.lines:
-        lines = ceil_div(j.sweep.out[1], j.lines)
-        h0 = block % lines * j.lines
-        row0 = (block // lines * j.sweep.out[1] + h0) * j.sweep.out[2]
+        high = ceil_div(j.sweep.out[1], j.lines)
+        h0 = block % high * j.lines
+        row0 = (block // high * j.sweep.out[1] + h0) * j.sweep.out[2]
         count = min(j.lines, j.sweep.out[1] - h0) * j.sweep.out[2]
         x = copy + MARK
         if (<ptrdiff_t *>copy)[0] != block:
@@ -152,7 +152,7 @@ cdef void window_product_task(void *job_, ptrdiff_t task, char *scratch) noexcep
             (<ptrdiff_t *>copy)[0] = block
     else:
         count = min(j.rows, w.m - row0)
-    find_windows_of(j, row0, count, at)
+    find_starts(j, row0, count, at)
     for panel in range(group * j.panels, min(panels, (group + 1) * j.panels)):
         col0 = panel * nr
         c = scratch + j.at_size + j.copy_size
@@ -319,7 +319,7 @@ cdef int run_window_product(WindowProduct *j, ConvPlan plan, char *packed) excep
     memory += shared
     w.cols = nr
     with nogil:
-        find_window(j)
+        find_run_starts(j)
         for i in range(threads):
             if j.lines:
                 (<ptrdiff_t *>(memory + i * scratch + j.at_size))[0] = -1

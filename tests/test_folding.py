@@ -1,10 +1,13 @@
 """Folded networks compute what the networks in ``eval()`` do."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
 import fastconv
-from fastconv import conv2d, fold_batch_norm, models
+from fastconv import _kernels, conv2d, fold_batch_norm, models
 from fastconv.folding import FusedConv2d, _SeparableBlock
 from fastconv.layers import (
     AdaptiveAvgPool2d,
@@ -254,6 +257,55 @@ def test_blocks_follow_what_is_assigned(n, which, attribute, rng):
     np.testing.assert_array_equal(after, fresh(x))
     parameter.data = parameter.data - np.float32(0.5)
     np.testing.assert_allclose(folded(x), before, rtol=0, atol=1e-4 * np.abs(before).max())
+
+
+def test_copies_of_folded_networks(rng):
+    model = trained(mobile(24, (24, 150, 3, 1), (50, 150, 3, 2)), rng, 32)
+    folded, x = fold_batch_norm(model), rng.standard_normal((2, 3, 25, 26), np.float32)
+    expected = folded(x)  # plans and packed weights are there now
+    for copied in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded)), fold_batch_norm(folded)):
+        np.testing.assert_array_equal(copied(x), expected)
+        convolution = next(module for module in copied.modules() if isinstance(module, FusedConv2d))
+        convolution.bias.data = convolution.bias.data + np.float32(1)
+        assert np.abs(copied(x) - expected).max() > 1e-3
+        np.testing.assert_array_equal(folded(x), expected)
+
+
+def test_images_that_are_no_arrays(rng):
+    folded = fold_batch_norm(trained(mobile(8, (8, 50, 3, 1)), rng, 32))
+    x = rng.standard_normal((1, 3, 9, 9))
+    np.testing.assert_allclose(folded(Exported(np.float32(x))), folded(np.float32(x)), rtol=1e-4, atol=1e-5)
+
+
+class Exported:
+    """An array as another library shows it."""
+
+    def __init__(self, array):
+        self._array, self.__array_interface__ = array, array.__array_interface__
+
+
+def test_a_bias_that_does_not_fit_is_an_error(rng):
+    folded = fold_batch_norm(trained(mobile(8, (8, 50, 3, 1)), rng, 32))
+    x = rng.standard_normal((1, 3, 9, 9), np.float32)
+    *_, last = (module for module in folded.modules() if isinstance(module, FusedConv2d))
+    right = last.bias.data
+    last.bias.data = right.astype(np.float64)
+    with pytest.raises(TypeError, match="bias"):
+        folded(x)
+    last.bias.data = right[:-1]
+    with pytest.raises(ValueError, match="bias"):
+        folded(x)
+
+
+def test_far_apart_taps_of_small_images_take_little_memory(rng):
+    options = {"padding": (10**5, 1), "dilation": (10**5, 1)}
+    model = trained(Sequential(*convolution(3, 24, kernel_size=1), separable(24, 50, 100, **options)), rng, 32)
+    folded, x = fold_batch_norm(model), rng.standard_normal((4, 3, 12, 12), np.float32)
+    fastconv.empty_cache()
+    _kernels.peak_bytes()
+    assert_equals_unfolded(model, folded, x)
+    folded(x)
+    assert _kernels.peak_bytes() < 32 << 20
 
 
 def last_in_memory(y):

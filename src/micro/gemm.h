@@ -77,8 +77,20 @@ FC_INLINE void store_tile(const int rows, const int vectors, vec acc[FC_MR][FC_V
         const REAL *p = finish->residual;
         const int activation = finish->activation;
         if (p) FC_EACH_OF_TILE(p, acc[i][v] += vec_load_bits(p + v * FC_LANES, bits))
-        if (activation == FC_RELU) FC_EACH_OF_TILE(p, (void)bits, acc[i][v] = vec_at_least(0, acc[i][v]))
-        if (activation == FC_RELU6) FC_EACH_OF_TILE(p, (void)bits, acc[i][v] = vec_clamp(acc[i][v], 0, 6))
+        if (activation != FC_NONE) {
+            FC_UNROLL
+            for (int i = 0; i < rows; i++) {
+                FC_UNROLL
+                for (int v = 0; v < vectors; v++) acc[i][v] = vec_at_least(0, acc[i][v]);
+            }
+        }
+        if (activation == FC_RELU6) {
+            FC_UNROLL
+            for (int i = 0; i < rows; i++) {
+                FC_UNROLL
+                for (int v = 0; v < vectors; v++) acc[i][v] = vec_at_most(6, acc[i][v]);
+            }
+        }
     }
     FC_EACH_OF_TILE(c, vec_store_bits(c + v * FC_LANES, acc[i][v], bits))
 }
@@ -89,7 +101,7 @@ FC_INLINE void gemm_tile(const int rows, const int vectors, const int kind, ptrd
                          ptrdiff_t ldc, uint32_t last, int accumulate, const REAL *bias, const fc_finish *finish,
                          const REAL *next_a, const char *next_b, ptrdiff_t next_step) {
     vec acc[FC_MR][FC_VECTORS], start[FC_VECTORS];
-    __asm__("" : "+r"(bias)); /* or its vectors stay in registers from tile to tile */
+    if (kind == GEMM_ROWS) __asm__("" : "+r"(bias)); /* or its vectors stay in registers from tile to tile */
     FC_UNROLL
     for (int v = 0; v < vectors; v++)
         start[v] =

@@ -59,38 +59,28 @@ FC_INLINE vec vec_max(vec first, vec last) {
 #define relu_select FC_LOCAL(relu_select)
 FC_INLINE vec relu_select(vec x, vec g) { return vec_select(x <= (vec){0}, (vec){0}, g); }
 
-/* The larger; NaN passes */
+/* The larger or the smaller of two, x where they are equal; NaN passes */
 #define vec_at_least FC_LOCAL(vec_at_least)
-FC_INLINE vec vec_at_least(REAL low, vec x) {
-#if FC_VEC_BYTES == 64 && FC_REAL_BYTES == 4
-    return (vec)_mm512_max_ps((__m512)vec_splat(low), (__m512)x); /* the second where either is NaN */
+#define vec_at_most FC_LOCAL(vec_at_most)
+#if FC_VEC_BYTES == 64 && FC_REAL_BYTES == 4 /* these instructions return the second where either is NaN */
+FC_INLINE vec vec_at_least(REAL low, vec x) { return (vec)_mm512_max_ps((__m512)vec_splat(low), (__m512)x); }
+FC_INLINE vec vec_at_most(REAL high, vec x) { return (vec)_mm512_min_ps((__m512)vec_splat(high), (__m512)x); }
 #elif FC_VEC_BYTES == 64
-    return (vec)_mm512_max_pd((__m512d)vec_splat(low), (__m512d)x);
+FC_INLINE vec vec_at_least(REAL low, vec x) { return (vec)_mm512_max_pd((__m512d)vec_splat(low), (__m512d)x); }
+FC_INLINE vec vec_at_most(REAL high, vec x) { return (vec)_mm512_min_pd((__m512d)vec_splat(high), (__m512d)x); }
 #elif FC_VEC_BYTES == 32 && FC_REAL_BYTES == 4
-    return (vec)_mm256_max_ps((__m256)vec_splat(low), (__m256)x);
+FC_INLINE vec vec_at_least(REAL low, vec x) { return (vec)_mm256_max_ps((__m256)vec_splat(low), (__m256)x); }
+FC_INLINE vec vec_at_most(REAL high, vec x) { return (vec)_mm256_min_ps((__m256)vec_splat(high), (__m256)x); }
 #elif FC_VEC_BYTES == 32
-    return (vec)_mm256_max_pd((__m256d)vec_splat(low), (__m256d)x);
+FC_INLINE vec vec_at_least(REAL low, vec x) { return (vec)_mm256_max_pd((__m256d)vec_splat(low), (__m256d)x); }
+FC_INLINE vec vec_at_most(REAL high, vec x) { return (vec)_mm256_min_pd((__m256d)vec_splat(high), (__m256d)x); }
 #else
-    return vec_select(x <= vec_splat(low), vec_splat(low), x);
+FC_INLINE vec vec_at_least(REAL low, vec x) { return vec_select(x < vec_splat(low), vec_splat(low), x); }
+FC_INLINE vec vec_at_most(REAL high, vec x) { return vec_select(x > vec_splat(high), vec_splat(high), x); }
 #endif
-}
 
-/* NaN passes */
 #define vec_clamp FC_LOCAL(vec_clamp)
-FC_INLINE vec vec_clamp(vec x, REAL low, REAL high) {
-    x = vec_at_least(low, x);
-#if FC_VEC_BYTES == 64 && FC_REAL_BYTES == 4
-    return (vec)_mm512_min_ps((__m512)vec_splat(high), (__m512)x);
-#elif FC_VEC_BYTES == 64
-    return (vec)_mm512_min_pd((__m512d)vec_splat(high), (__m512d)x);
-#elif FC_VEC_BYTES == 32 && FC_REAL_BYTES == 4
-    return (vec)_mm256_min_ps((__m256)vec_splat(high), (__m256)x);
-#elif FC_VEC_BYTES == 32
-    return (vec)_mm256_min_pd((__m256d)vec_splat(high), (__m256d)x);
-#else
-    return vec_select(x >= vec_splat(high), vec_splat(high), x);
-#endif
-}
+FC_INLINE vec vec_clamp(vec x, REAL low, REAL high) { return vec_at_most(high, vec_at_least(low, x)); }
 
 /* ceil(a / b) for any a and b > 0; a division takes longer than a row of vectors, and b is nearly always 1 or 2 */
 #define ceil_div FC_LOCAL(ceil_div)
