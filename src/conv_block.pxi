@@ -200,7 +200,6 @@ def conv_block_output(ConvPlan expand, ConvPlan depthwise not None, ConvPlan pro
     cdef fc_sweep *s = &depthwise.output
     cdef size_t es = depthwise.es, sums, scratch
     cdef int threads = threads_for(project.flops)
-    cdef double total = 0
     cdef bint served
     memset(&j, 0, sizeof(j))
     j.expands = expand is not None
@@ -225,9 +224,7 @@ def conv_block_output(ConvPlan expand, ConvPlan depthwise not None, ConvPlan pro
     cdef Arena arena = lease(sums + threads * scratch)
     j.sums = <char *>arena.memory
     with nogil:
-        d.k.sum(depthwise.weight_size, j.weight, &total)
-        total = total if es == 8 else (<float *>&total)[0]
-        served = total - total == 0
+        served = are_finite(d.k, es, depthwise.weight_size, j.weight)
         if served:
             run_flushed(block_task, &j, depthwise.n * j.strips * j.shares, threads, j.sums + sums, scratch)
             if j.shares > 1:

@@ -63,6 +63,16 @@ cdef void move_pixels(ConvPlan plan, task_t task, ptrdiff_t channels, const char
         run_flushed(task, &j, tasks, threads_for(8.0 * plan.n * channels * j.pixels), NULL, 0)
 
 
+cdef const char *turn_weights(ConvPlan plan, const char *weight, char *out) noexcept:
+    """Filters [ic][t] -> [t][ic]: each is an image of as many pixels as it has taps."""
+    cdef MoveJob j
+    j.k, j.es, j.channels, j.pixels, j.src, j.dst = plan.k, plan.es, plan.ic, plan.taps, weight, out
+    with nogil:
+        run_tasks(to_pixels_task, &j, plan.oc * ceil_div(plan.ic, BLOCK_CHANNELS), threads_for(8.0 * plan.weight_size),
+                  NULL, 0)
+    return out
+
+
 cdef struct WindowsJob:
     kernels_t k
     size_t es
@@ -175,10 +185,7 @@ cdef const char *to_pixels(ConvPlan plan, const char *grad_output, char *memory)
 cdef bint has_one_tap(ConvPlan plan, const ProductJob *j, bint gradient) noexcept:
     """Whether a pass has one tap, meets no padding and packs weights, of hardly more bytes than they have."""
     cdef ptrdiff_t nr = plan.k.nr
-    cdef bint inside = plan.taps == 1 and not plan.full and (plan.pointwise or not gradient)
-    cdef int i
-    for i in range(3):
-        inside = inside and plan.pad[i] == 0 and (plan.out[i] - 1) * plan.stride[i] < plan.in_[i]
+    cdef bint inside = plan.taps == 1 and not plan.full and (plan.pointwise or not gradient) and meets_no_padding(plan)
     return inside and (6 * j.n >= nr or j.depth * nr * <ptrdiff_t>j.es <= KEPT_BLOCK) and not has_few_rows(j)
 
 

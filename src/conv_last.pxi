@@ -145,11 +145,18 @@ cdef void last_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
                 last_row(j, j.sweep + i, n, row, scratch)
 
 
+cdef bint are_finite(kernels_t k, size_t es, ptrdiff_t n, const char *x) noexcept nogil:
+    """Whether numbers are finite, as far as their sum tells: where it is not, they may be."""
+    cdef double total = 0
+    k.sum(n, x, &total)
+    total = total if es == 8 else (<float *>&total)[0]
+    return total - total == 0
+
+
 cdef int run_last(LastJob *j, ConvPlan plan, const char *weight, bint finite) except -1:
     """Output or input gradient; returns 0, and does nothing, where weights that have to be finite are not."""
     cdef int threads = threads_for(DEPTHWISE_WORK * plan.flops), i
     cdef ptrdiff_t rows = 0, row = 0
-    cdef double total = 0
     cdef bint served
     cdef size_t weights = aligned(plan.weight_size * plan.es), scratch = taps_size(plan.taps)
     j.k, j.es, j.channels, j.taps = plan.k, plan.es, plan.groups, plan.taps
@@ -162,10 +169,7 @@ cdef int run_last(LastJob *j, ConvPlan plan, const char *weight, bint finite) ex
     cdef Arena arena = lease(weights + threads * scratch)
     j.weight = <char *>arena.memory
     with nogil:
-        if finite:
-            j.k.sum(plan.weight_size, weight, &total)
-            total = total if j.es == 8 else (<float *>&total)[0]
-        served = total - total == 0
+        served = not finite or are_finite(j.k, j.es, plan.weight_size, weight)
         if served:
             j.k.transpose(weight, plan.taps, plan.groups, plan.taps, <char *>j.weight, plan.groups)
             run_flushed(last_task, j, plan.n * j.blocks, threads, <char *>j.weight + weights, scratch)

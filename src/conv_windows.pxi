@@ -45,24 +45,16 @@ cdef struct WindowProduct:
 cdef void find_starts(const WindowProduct *j, ptrdiff_t pixel, ptrdiff_t count, ptrdiff_t *at) noexcept nogil:
     """Where the windows of pixels of the output, flattened over (n, d, h, w), start in the input or in its copy."""
     cdef const fc_sweep *s = j.sweep
-    cdef ptrdiff_t w = pixel % s.out[2], rest = pixel // s.out[2], i, first = 0, h0 = 0
-    cdef ptrdiff_t h = rest % s.out[1], d = rest // s.out[1] % s.out[0], n = rest // s.out[1] // s.out[0]
-    if j.lines:
-        h0, d, n = h, 0, 0
-    for i in range(count):
-        if i == 0 or w == s.out[2]:
-            if i > 0:
-                w = 0
-                h += 1
-                if h == s.out[1]:
-                    h = 0
-                    d += 1
-                    if d == s.out[0]:
-                        d = 0
-                        n += 1
-            first = n * s.in_image + d * s.step[0] * j.pitch[0] + (h - h0) * s.step[1] * j.pitch[1]
-        at[i] = first + w * s.step[2] * j.pitch[2]
-        w += 1
+    cdef ptrdiff_t h0 = pixel // s.out[2] % s.out[1] if j.lines else 0, some, i, first
+    cdef fc_run[TASK_PIXELS] run
+    cdef int r
+    for some from 0 <= some < count by TASK_PIXELS:
+        for r in range(find_runs(s, pixel + some, min(<ptrdiff_t>TASK_PIXELS, count - some), run)):
+            first = (run[r].h - h0) * s.step[1] * j.pitch[1]
+            if not j.lines:
+                first += run[r].n * s.in_image + run[r].d * s.step[0] * j.pitch[0]
+            for i in range(run[r].len):
+                at[some + run[r].col + i] = first + (run[r].w + i) * s.step[2] * j.pitch[2]
 
 
 cdef void find_run_starts(WindowProduct *j) noexcept nogil:
@@ -136,7 +128,6 @@ cdef void window_product_task(void *job_, ptrdiff_t task, char *scratch) noexcep
     cdef ptrdiff_t *at = <ptrdiff_t *>scratch
     cdef char *copy = scratch + j.at_size
     cdef char *c
-    cdef char *b
     cdef char *packed
     cdef char *memory
     cdef const char *x = w.a
@@ -218,16 +209,20 @@ cdef void plan_window_product(WindowProduct *j) noexcept:
     j.panels = ceil_div(panels, ceil_div(panels, min(panels, j.panels)))
 
 
+cdef bint meets_no_padding(ConvPlan plan) noexcept:
+    """Whether all windows lie inside the image."""
+    cdef int i
+    for i in range(3):
+        if plan.pad[i] or (plan.out[i] - 1) * plan.stride[i] + (plan.kernel[i] - 1) * plan.dilation[i] >= plan.in_[i]:
+            return False
+    return True
+
+
 cdef void find_extents(WindowProduct *j, ConvPlan plan) noexcept:
     """How elements of the input lie, and whether, and how much of it, a task copies."""
     cdef const fc_sweep *s = j.sweep
-    cdef ptrdiff_t unit = j.channels if j.x_last else 1, width = s.in_[2], height = s.in_[1], depth = s.in_[0], reach
-    cdef bint inside = True
-    cdef int i
-    for i in range(3):
-        reach = (s.out[i] - 1) * s.step[i] + (j.kernel[i] - 1) * j.dilation[i] - j.pad[i]
-        inside = inside and j.pad[i] == 0 and reach < s.in_[i]
-    j.lines = 0 if inside else 1
+    cdef ptrdiff_t unit = j.channels if j.x_last else 1, width = s.in_[2], height = s.in_[1], depth = s.in_[0]
+    j.lines = 0 if meets_no_padding(plan) else 1
     plan_window_product(j)
     j.copied[0] = j.copied[1] = j.copied[2] = 0
     if j.lines:
@@ -257,33 +252,9 @@ cdef void begin_window_product(WindowProduct *j, ConvPlan plan, bint x_last, bin
     j.copy_size = aligned(MARK + j.planes * j.copied[0] * j.pitch[0] * plan.es) if j.lines else 0
 
 
-cdef struct TurnJob:
-    kernels_t k
-    size_t es
-    ptrdiff_t channels, taps
-    const char *weight
-    char *out
-
-
-cdef void turn_weights_task(void *job_, ptrdiff_t task, char *scratch) noexcept nogil:
-    """Task: a filter [ic][t] -> [t][ic]."""
-    cdef TurnJob *j = <TurnJob *>job_
-    cdef ptrdiff_t at = task * j.channels * j.taps * j.es
-    j.k.transpose(j.weight + at, j.taps, j.channels, j.taps, j.out + at, j.channels)
-
-
 cdef size_t turned_size(ConvPlan plan, bint x_last) noexcept:
     """Bytes of W' where it is not W as it lies."""
     return aligned(plan.weight_size * plan.es) if x_last and plan.taps > 1 else 0
-
-
-cdef const char *turn_weights(ConvPlan plan, const char *weight, char *out) noexcept:
-    """W' of images whose channels come last."""
-    cdef TurnJob j
-    j.k, j.es, j.channels, j.taps, j.weight, j.out = plan.k, plan.es, plan.ic, plan.taps, weight, out
-    with nogil:
-        run_tasks(turn_weights_task, &j, plan.oc, threads_for(8.0 * plan.weight_size), NULL, 0)
-    return out
 
 
 cdef int run_window_product(WindowProduct *j, ConvPlan plan, char *packed) except -1:
